@@ -1,0 +1,430 @@
+"""The only connector: where the database is, what it holds, and sessions that cannot write.
+
+A :class:`Database` opens a session for each piece of work and closes it after, so that no idle
+session stands in the way of a clone.  Errors of the driver become ours here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.pool import NullPool
+
+from datamig_nb import samples
+from datamig_nb.errors import (
+    ConnectionFailedError,
+    DatabaseError,
+    PermissionDeniedError,
+    QueryError,
+    UnknownColumnError,
+    UnknownTableError,
+)
+from datamig_nb.names import TableName
+from datamig_nb.server import ensure_server
+
+#: How long one statement of profile, preview or validate may take unless told otherwise.
+STATEMENT_TIMEOUT_SECONDS = 300.0
+
+# The working database of connect() without a URL, and the untouched copy it is made from.  The
+# number moves when the sample data changes.
+_SAMPLES, _PRISTINE = "samples", "samples_pristine_1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column as the catalog describes it."""
+
+    name: str
+    #: Type with its modifiers, as ``format_type`` writes it: ``character varying(50)``.
+    type: str
+    not_null: bool
+    #: Longest text that fits, in characters; None where the type has no limit.
+    length: int | None
+    #: True for a generated or identity-always column, which no UPDATE may set.
+    generated: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignKey:
+    """A foreign key of a table."""
+
+    name: str
+    columns: tuple[str, ...]
+    parent: TableName
+    parent_columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table as the catalog describes it."""
+
+    name: TableName
+    columns: tuple[Column, ...]
+    #: Columns of the primary key, else of a unique index over NOT NULL columns; () if none.
+    key: tuple[str, ...]
+    #: Columns of each unique index that covers every row.
+    unique: tuple[tuple[str, ...], ...]
+    foreign_keys: tuple[ForeignKey, ...]
+    #: The planner's row count; -1 where the table was never analysed.
+    estimated_rows: int
+    #: Bytes of the table with its indexes and out-of-line values.
+    total_bytes: int
+
+    def column(self, name: str) -> Column:
+        """The column of that name.
+
+        Raises
+        ------
+        UnknownColumnError
+            If the table has none.
+        """
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise UnknownColumnError(
+            str(self.name), name, tuple(column.name for column in self.columns)
+        )
+
+    def has(self, name: str) -> bool:
+        """Whether the table has a column of that name."""
+        return any(column.name == name for column in self.columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Database:
+    """A PostgreSQL database and how to reach it; shows itself without the password."""
+
+    url: sa.URL
+    #: For example 18.6.
+    version: str
+
+    @property
+    def engine(self) -> sa.Engine:
+        """An engine that keeps no connection open between uses."""
+        return sa.create_engine(self.url, poolclass=NullPool)
+
+    def at(self, database: str) -> Database:
+        """Another database of the same server."""
+        return Database(url=self.url.set(database=database), version=self.version)
+
+    @property
+    def major(self) -> int:
+        """The server's major version, for example 18."""
+        return int(self.version.split(".")[0])
+
+    @property
+    def dsn(self) -> str:
+        """The URL with its password, for ``DATABASE_URL`` of a program; never print it."""
+        return self.url.render_as_string(hide_password=False)
+
+    @contextmanager
+    def read_only(
+        self, what: str = "reading", *, timeout_seconds: float = STATEMENT_TIMEOUT_SECONDS
+    ) -> Generator[sa.Connection]:
+        """A session on one snapshot that the server itself keeps from writing.
+
+        Parameters
+        ----------
+        what
+            What the session is for, in words, for the error message.
+        timeout_seconds
+            Bound on each statement.
+
+        Raises
+        ------
+        PermissionDeniedError, QueryError, ConnectionFailedError
+            In place of whatever the driver raises inside.
+        """
+        with explained(what, self.url), self.engine.connect() as connection:
+            connection.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
+            connection.execute(
+                sa.text("SELECT set_config('statement_timeout', :ms, true)"),
+                {"ms": f"{int(timeout_seconds * 1000)}ms"},
+            )
+            yield connection
+
+    def table(self, name: str | TableName) -> Table:
+        """What the catalog says of a table.
+
+        Raises
+        ------
+        UnknownTableError
+            If there is no such table; names like it are in the message.
+        """
+        with self.read_only(f"looking up {name}") as connection:
+            return read_table(connection, TableName.parse(name))
+
+    def __repr__(self) -> str:
+        return f"Database({_target(self.url)}, PostgreSQL {self.version})"
+
+
+def connect(url: str | sa.URL | None = None, *, fresh: bool = False) -> Database:
+    """Connect to a database: the URL's, else ``DATABASE_URL``'s, else the sample database.
+
+    Without a URL, PostgreSQL is started from the ``embedded`` extra, as a child of this user, and
+    stops when the last process that uses it ends.  Its database ``samples`` holds real data in
+    three schemas: ``players``, ``flights`` and ``guide``; see :mod:`datamig_nb.samples`.
+
+    Parameters
+    ----------
+    url
+        ``postgresql://user:password@host:port/database``, PostgreSQL 14 to 18.
+    fresh
+        Make the sample database anew, whatever was done to it.  Not possible with a URL.
+
+    Raises
+    ------
+    ConnectionFailedError
+        If nothing answers there, or it is no PostgreSQL from 14 on.
+    MissingExtraError
+        If the sample database needs a package that is not installed.
+    """
+    given = url or os.environ.get("DATABASE_URL")
+    if given is None:
+        return _samples(fresh)
+    if fresh:
+        raise ConnectionFailedError(
+            "a database of your own", "fresh=True would empty it", "leave fresh=True out"
+        )
+    return _checked(_parsed(given))
+
+
+def run(connection: sa.Connection, statement: str) -> sa.CursorResult[*tuple[Any, ...]]:
+    """Send a statement as it stands: no bind parameters, so ':' and '%' in it are themselves."""
+    return connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+
+
+def read_table(connection: sa.Connection, name: TableName) -> Table:
+    """What the catalog says of a table, within a session that is open already."""
+    found = connection.execute(sa.text(_TABLE), {"name": name.sql}).one_or_none()
+    if found is None:
+        known = connection.execute(sa.text(_TABLES)).scalars().all()
+        near = [full for full in known if full.split(".", 1)[1] == name.name]
+        raise UnknownTableError(str(name), near or difflib.get_close_matches(str(name), known, 3))
+    uniques = connection.execute(sa.text(_UNIQUES), {"oid": found.oid}).all()
+    return Table(
+        name=name,
+        columns=tuple(
+            Column(**row)
+            for row in connection.execute(sa.text(_COLUMNS), {"oid": found.oid}).mappings()
+        ),
+        key=next((tuple(index.columns) for index in uniques if index.not_null), ()),
+        unique=tuple(tuple(index.columns) for index in uniques),
+        foreign_keys=tuple(
+            ForeignKey(
+                name=row.name,
+                columns=tuple(row.columns),
+                parent=TableName(row.parent_schema, row.parent_table),
+                parent_columns=tuple(row.parent_columns),
+            )
+            for row in connection.execute(sa.text(_FOREIGN_KEYS), {"oid": found.oid})
+        ),
+        estimated_rows=found.estimated_rows,
+        total_bytes=found.total_bytes,
+    )
+
+
+@contextmanager
+def explained(what: str, url: sa.URL) -> Generator[None]:
+    """Turn the driver's errors inside into ours, each with what to do next."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise _ours(what, url, error.orig) from error
+    except psycopg.Error as error:
+        raise _ours(what, url, error) from error
+
+
+def _ours(what: str, url: sa.URL, error: BaseException | None) -> DatabaseError:
+    state = getattr(error, "sqlstate", None) or ""
+    reason = _reason(error, url)
+    if state == "42501":
+        return PermissionDeniedError(
+            f"{what} is not permitted: {reason}", f"ask for the privilege for {url.username!r}"
+        )
+    if state == "57014":
+        return QueryError(what, state, reason, "give it longer with timeout_seconds=")
+    if state == "25006":
+        return QueryError(what, state, reason, "reports only read; change data with a revision")
+    if state == "" or state.startswith(("08", "28", "3D", "57P")):
+        return ConnectionFailedError(_target(url), reason, _connection_advice(reason))
+    return QueryError(what, state, reason, "correct the SQL or the name and run it again")
+
+
+def _reason(error: BaseException | None, url: sa.URL) -> str:
+    """The first line of the driver's message, without its prefix and without the password."""
+    primary = getattr(getattr(error, "diag", None), "message_primary", None)
+    text = primary or str(error).strip().splitlines()[0]
+    for prefix in ("FATAL:  ", "ERROR:  ", "connection failed: "):
+        text = text.split(prefix, 1)[-1]
+    if url.password:
+        text = text.replace(str(url.password), "***")
+    return text.strip()
+
+
+def _connection_advice(reason: str) -> str:
+    """The next step for the usual ways in which connecting fails."""
+    advices = {
+        "password authentication": "check user and password in the URL",
+        "no password supplied": "put the password into the URL or a ~/.pgpass file",
+        "does not exist": "check the name in the URL",
+        "resolve host": "check the host in the URL",
+        "translate host": "check the host in the URL",
+        "refused": "check host and port, and that the server runs",
+        "No such file": "check the socket directory, and that the server runs",
+        "timeout": "check host and port, and the firewall",
+    }
+    for words, advice in advices.items():
+        if words in reason:
+            return advice
+    return "check the URL, and that the server runs"
+
+
+def _target(url: sa.URL) -> str:
+    """Where a URL leads, in words that hold neither password nor socket path."""
+    host = url.host or ("a local socket" if url.query.get("host") else "localhost")
+    port = f":{url.port}" if url.port else ""
+    return f"{url.database or url.username} at {host}{port}"
+
+
+def _parsed(url: str | sa.URL) -> sa.URL:
+    try:
+        parsed = sa.make_url(url)
+    except (ArgumentError, ValueError):
+        raise ConnectionFailedError(
+            "the database",
+            "the URL cannot be read",
+            "write postgresql://user:password@host:5432/database, special characters as %XX",
+        ) from None
+    if parsed.get_backend_name() not in ("postgresql", "postgres"):
+        raise ConnectionFailedError(
+            _target(parsed),
+            f"{parsed.drivername!r} is not PostgreSQL",
+            "give a URL that begins with postgresql://",
+        )
+    return parsed.set(drivername="postgresql+psycopg")
+
+
+def _checked(url: sa.URL) -> Database:
+    engine = sa.create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": 10})
+    with explained("connecting", url), engine.connect() as connection:
+        number = connection.execute(sa.text("SHOW server_version_num")).scalar_one()
+    major, minor = divmod(int(number), 10_000)
+    if major < 14:
+        raise ConnectionFailedError(
+            _target(url), f"it is PostgreSQL {major}", "use PostgreSQL 14 or newer"
+        )
+    return Database(url=url, version=f"{major}.{minor}")
+
+
+# ---------------------------------------------------------------- the sample database
+
+
+def _samples(fresh: bool) -> Database:
+    server = ensure_server()
+    postgres = _checked(sa.make_url(server.url("postgres")))
+    with (
+        explained("making the sample database", postgres.url),
+        psycopg.connect(_libpq(postgres.url), autocommit=True) as connection,
+    ):
+        # One process makes the databases, others wait; the lock ends with the session.
+        connection.execute("SELECT pg_advisory_lock(hashtext('datamig_nb samples'))")
+        if not _exists(connection, _PRISTINE):
+            _make_pristine(connection, postgres)
+        if fresh:
+            connection.execute(f"DROP DATABASE IF EXISTS {_SAMPLES} WITH (FORCE)")
+        if not _exists(connection, _SAMPLES):
+            connection.execute(f"CREATE DATABASE {_SAMPLES} TEMPLATE {_PRISTINE}")
+    return postgres.at(_SAMPLES)
+
+
+def _make_pristine(connection: psycopg.Connection[Any], postgres: Database) -> None:
+    """Load the samples under another name first: a stop half-way leaves no half database."""
+    loading = f"{_PRISTINE}_loading"
+    connection.execute(f"DROP DATABASE IF EXISTS {loading} WITH (FORCE)")
+    connection.execute(f"CREATE DATABASE {loading} TEMPLATE template0")
+    with psycopg.connect(_libpq(postgres.at(loading).url)) as loader:
+        samples.load_all(loader)
+    connection.execute(f"ALTER DATABASE {loading} RENAME TO {_PRISTINE}")
+
+
+def _exists(connection: psycopg.Connection[Any], database: str) -> bool:
+    query = "SELECT 1 FROM pg_database WHERE datname = %s"
+    return connection.execute(query, (database,)).fetchone() is not None
+
+
+def _libpq(url: sa.URL) -> str:
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+# ---------------------------------------------------------------- the catalog
+
+_TABLE = """
+SELECT pg_class.oid,
+       reltuples::bigint AS estimated_rows,
+       pg_total_relation_size(pg_class.oid) AS total_bytes
+  FROM pg_class
+ WHERE pg_class.oid = to_regclass(:name) AND relkind IN ('r', 'p', 'v', 'm', 'f')
+"""
+
+_TABLES = """
+SELECT nspname || '.' || relname
+  FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+ WHERE relkind IN ('r', 'p', 'v', 'm', 'f')
+   AND nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast', 'datamig')
+ ORDER BY 1
+"""
+
+_COLUMNS = r"""
+SELECT attname AS name,
+       format_type(atttypid, atttypmod) AS type,
+       attnotnull AS not_null,
+       CASE WHEN atttypid IN ('varchar'::regtype, 'bpchar'::regtype) AND atttypmod > 4
+            THEN atttypmod - 4 END AS length,
+       attgenerated <> '' OR attidentity = 'a' AS generated
+  FROM pg_attribute
+ WHERE attrelid = :oid AND attnum > 0 AND NOT attisdropped
+ ORDER BY attnum
+"""
+
+# The primary key first, then the unique index with the fewest columns.
+_UNIQUES = """
+SELECT array_agg(attname::text ORDER BY place) AS columns,
+       bool_and(attnotnull) AS not_null
+  FROM pg_index
+ CROSS JOIN LATERAL unnest(indkey::smallint[]) WITH ORDINALITY AS part (attnum, place)
+  JOIN pg_attribute ON attrelid = indrelid AND pg_attribute.attnum = part.attnum
+ WHERE indrelid = :oid AND indisunique AND indisvalid
+   AND indpred IS NULL AND indexprs IS NULL AND place <= indnkeyatts
+ GROUP BY indexrelid, indisprimary
+ ORDER BY indisprimary DESC, count(*), indexrelid
+"""
+
+_FOREIGN_KEYS = """
+SELECT conname AS name,
+       (SELECT array_agg(attname::text ORDER BY place)
+          FROM unnest(conkey) WITH ORDINALITY AS part (attnum, place)
+          JOIN pg_attribute ON attrelid = conrelid AND pg_attribute.attnum = part.attnum)
+           AS columns,
+       nspname AS parent_schema,
+       relname AS parent_table,
+       (SELECT array_agg(attname::text ORDER BY place)
+          FROM unnest(confkey) WITH ORDINALITY AS part (attnum, place)
+          JOIN pg_attribute ON attrelid = confrelid AND pg_attribute.attnum = part.attnum)
+           AS parent_columns
+  FROM pg_constraint
+  JOIN pg_class ON pg_class.oid = confrelid
+  JOIN pg_namespace ON pg_namespace.oid = relnamespace
+ WHERE conrelid = :oid AND contype = 'f'
+ ORDER BY conname
+"""

@@ -1,0 +1,153 @@
+"""Write the rehearsed bytes into the user's Alembic project, and verify them later."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from alembic.util.exc import CommandError
+
+from datamig_nb.display import Shown
+from datamig_nb.errors import AlembicProjectError, ExportRefusedError
+from datamig_nb.project import Project
+from datamig_nb.rehearse import Rehearsal
+from datamig_nb.render import EVIDENCE_MARK, Revision, digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Shown):
+    """A revision file that was written."""
+
+    revision: Revision
+    #: Where the file lies.
+    path: Path
+
+    def __repr__(self) -> str:
+        return f"Export: {self.path.name}, ready for 'alembic upgrade {self.revision.id}'"
+
+
+def export(rehearsal: Rehearsal | Revision, *, alembic: str | Path | None = None) -> Export:
+    """Write the rehearsed revision into the Alembic project that it was rendered for.
+
+    The project's settings are obeyed: where versions lie, how files are named.  The evidence is
+    added as comment lines below the docstring; every other byte is what was rehearsed.
+
+    Parameters
+    ----------
+    alembic
+        Path of the project's ``alembic.ini``, where the revision was rendered without one.
+
+    Raises
+    ------
+    ExportRefusedError
+        If the revision was not rehearsed, the rehearsal failed, the text is not what was
+        rehearsed, or the project's head moved since it was rendered.
+    AlembicProjectError
+        If no project is known, or it cannot take the file.
+    """
+    if isinstance(rehearsal, Revision):
+        raise ExportRefusedError(
+            f"revision {rehearsal.id} was not rehearsed", "export(rehearse(db, revision))"
+        )
+    revision = rehearsal.revision
+    if revision.digest != rehearsal.digest:
+        raise ExportRefusedError(
+            f"revision {revision.id} was changed after it was rehearsed", "rehearse it again"
+        )
+    if not rehearsal.passed:
+        raise ExportRefusedError(
+            f"the rehearsal {rehearsal.summary}", "correct the migration, render, rehearse again"
+        )
+    ini = revision.alembic if alembic is None else Path(alembic)
+    if ini is None:
+        raise AlembicProjectError(
+            "no Alembic project is known", "give export(…, alembic='path/to/alembic.ini')"
+        )
+    project = Project(ini)
+    if project.has(revision.id):
+        raise ExportRefusedError(
+            f"the project has revision {revision.id} already", "remove that file to write it anew"
+        )
+    if revision.down_revision is not None or project.script.get_heads():
+        _require_head(project, revision)
+    path = _placed(project, revision)
+    _write(path, with_evidence(rehearsal))
+    return Export(revision=revision, path=path)
+
+
+def with_evidence(rehearsal: Rehearsal) -> str:
+    """The revision's text with lines of evidence below its docstring."""
+    text = rehearsal.revision.text
+    stages = ", ".join(stage.name for stage in rehearsal.stages)
+    evidence = "".join(
+        f"{EVIDENCE_MARK}{line}\n"
+        for line in (
+            f"rehearsed on PostgreSQL {rehearsal.server_version} with {rehearsal.rows:,} rows",
+            f"passed {stages}",
+            f"the way back is {rehearsal.verdict}",
+            f"sha256 {digest(text)}",
+        )
+    )
+    place = text.index('\n"""\n') + len('\n"""\n')
+    return text[:place] + evidence + text[place:]
+
+
+def verify(path: str | Path) -> None:
+    """Hold a vetted file against its own digest.
+
+    Raises
+    ------
+    ExportRefusedError
+        If the file carries no evidence, or was edited after it was vetted.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    mark = f"{EVIDENCE_MARK}sha256 "
+    digests = [line.removeprefix(mark) for line in text.splitlines() if line.startswith(mark)]
+    if len(digests) != 1:
+        raise ExportRefusedError(
+            f"{Path(path).name} carries no digest", "rehearse its migration and export it again"
+        )
+    if digests[0] != digest(text):
+        raise ExportRefusedError(
+            f"{Path(path).name} was edited after it was vetted",
+            "change the migration instead, rehearse and export it again",
+        )
+
+
+def _require_head(project: Project, revision: Revision) -> None:
+    heads = project.script.get_heads()
+    if revision.down_revision not in heads:
+        raise ExportRefusedError(
+            f"the project's head is {', '.join(heads) or 'none'}, but the revision was rendered to"
+            f" follow {revision.down_revision}",
+            "render and rehearse it again, it takes the new head by itself",
+        )
+
+
+def _placed(project: Project, revision: Revision) -> Path:
+    """Let Alembic make the file, so that name and place follow the project's settings."""
+    script = project.script
+    script.hooks = []  # the rendered text went through them
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # Alembic says "Generating …"
+            made = script.generate_revision(
+                revision.id, revision.migration.name, head=revision.down_revision or "base"
+            )
+    except (CommandError, OSError) as error:
+        raise AlembicProjectError(
+            f"Alembic cannot write the file: {error}", "correct the project's settings"
+        ) from error
+    assert made is not None
+    return Path(made.path)
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace the file at once, so that nobody sees half of it."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        file.write(text.encode())
+    temporary = Path(file.name)
+    temporary.chmod(path.stat().st_mode)
+    temporary.replace(path)

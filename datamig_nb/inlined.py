@@ -1,0 +1,259 @@
+"""The functions that are copied into exported revisions, each only where it is needed.
+
+They are ordinary functions, typed and tested here, in the order in which a reader of the revision
+meets them.  A revision has its own ``revision``; all else that it uses is copied.  Nothing here
+may import from datamig_nb.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.exc import DBAPIError
+
+revision = "inlined"
+
+Result = TypeVar("Result")
+
+# Loggers below this name keep the level and the handler that alembic.ini gives to [logger_alembic].
+log = logging.getLogger("alembic.runtime.migration.datamig")
+
+LOCK_TIMEOUT = "2s"  # how long a statement may queue for a lock, and others behind it
+ATTEMPTS = 10  # at one step or batch, before giving up
+RETRIED = {"55P03", "40P01", "40001"}  # lock not available, deadlock, serialization failure
+FIRST_BATCH_ROWS = 2_000
+MOST_BATCH_ROWS = 50_000
+BATCH_SECONDS = 0.5  # what a batch should take: longer ones make writers wait
+
+RUN_TABLE = """
+CREATE TABLE IF NOT EXISTS datamig.run (
+    revision     text        NOT NULL,
+    step         text        NOT NULL,
+    status       text        NOT NULL DEFAULT 'running',
+    cursor       text,                                    -- last key done, as SQL literals
+    scanned      bigint      NOT NULL DEFAULT 0,
+    changed      bigint      NOT NULL DEFAULT 0,
+    batches      bigint      NOT NULL DEFAULT 0,
+    batch_rows   integer     NOT NULL,
+    started_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (revision, step)
+)
+"""
+
+
+# ---------------------------------------------------------------- steps, each with its own commit
+
+
+@contextmanager
+def own_commits() -> Generator[None]:
+    """Leave Alembic's transaction: from here on each step and each batch commits by itself."""
+    context = op.get_context()
+    if context.as_sql:
+        raise RuntimeError(f"{revision} works in batches that it measures; run it without --sql")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(context.autocommit_block())
+        except AssertionError:
+            raise RuntimeError(
+                f"{revision} commits each batch, but env.py opened a transaction before"
+                " context.configure(); let Alembic open it, with context.begin_transaction()"
+            ) from None
+        execute("CREATE SCHEMA IF NOT EXISTS datamig")
+        execute(RUN_TABLE)
+        yield
+
+
+def preflight(*checks: str) -> None:
+    """Check before the first write; a run that goes on after a stop was checked when it began."""
+    started = execute(f"SELECT 1 FROM datamig.run WHERE revision = '{revision}' AND step = ''")
+    if started.first() is None:
+        for check in checks:
+            require(check)
+        begin("")
+
+
+def finish() -> None:
+    """Note that every step of the upgrade is done."""
+    execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE revision = '{revision}'")
+
+
+def forget() -> None:
+    """Remove what was noted of this revision, so that it can start afresh."""
+    execute(f"DELETE FROM datamig.run WHERE revision = '{revision}'")
+
+
+def step(change: Callable[[], object]) -> None:
+    """Make one schema change in a transaction of its own; wait for its lock briefly, and again."""
+
+    def once() -> None:
+        with transaction():
+            change()
+
+    with_retries(once)
+
+
+def require(check: str) -> None:
+    """Refuse to go on while the check's query returns rows; its first line says what holds."""
+    name = check.strip().splitlines()[0].removeprefix("-- ")
+    rows = (
+        execute(
+            f"SELECT count(*) OVER () AS failing_rows, failing.* FROM (\n{check.strip()}\n) AS failing LIMIT 5"
+        )
+        .mappings()
+        .all()
+    )
+    if rows:
+        # The rows that fail will be repaired: the next run has to look at every row again.
+        execute(f"UPDATE datamig.run SET cursor = NULL WHERE revision = '{revision}'")
+        first = ", ".join(str(tuple(row.values())[1:]) for row in rows)
+        raise RuntimeError(
+            f"{revision} stopped, for it requires: {name}; {rows[0]['failing_rows']} rows fail, the first"
+            f" {first}; repair them and run Alembic again, it goes on here"
+        )
+    log.info("checked: %s", name)
+
+
+def set_not_null(table: str, column: str, constraint: str) -> None:
+    """Make a column NOT NULL; a CHECK that is proven first spares the scan under a strong lock."""
+    add_check(table, constraint, f"{column} IS NOT NULL")
+    step(lambda: execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET NOT NULL"))
+    step(lambda: execute(f"ALTER TABLE {table} DROP CONSTRAINT {constraint}"))
+
+
+def add_check(table: str, constraint: str, condition: str) -> None:
+    """Add a CHECK for new rows first, then prove it for the old ones without blocking writers."""
+    step(lambda: execute(f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {constraint}"))
+    add = f"ALTER TABLE {table} ADD CONSTRAINT {constraint} CHECK ({condition}) NOT VALID"
+    step(lambda: execute(add))
+    step(lambda: execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {constraint}"))
+
+
+def create_enum(name: str, labels: str) -> None:
+    """Create an enum type unless an earlier run did."""
+    there = execute(f"SELECT to_regtype({quoted(name)})").scalar_one()
+    if there is None:
+        step(lambda: execute(f"CREATE TYPE {name} AS ENUM ({labels})"))
+
+
+# ---------------------------------------------------------------- batches
+
+
+def run_batches(name: str, table: str, key: tuple[str, ...], update: str) -> None:
+    """Walk the table by its key; each batch commits together with its row in datamig.run."""
+    begin(name)
+    estimate = execute(
+        f"SELECT reltuples::bigint FROM pg_class WHERE oid = {quoted(table)}::regclass"
+    )
+    total, shown = estimate.scalar_one(), time.monotonic()
+    while with_retries(lambda: one_batch(name, table, key, update)):
+        if time.monotonic() - shown > 2:
+            shown = time.monotonic()
+            log.info("%s: %s, of about %d", name, progress(name), total)
+    log.info("%s: %s, all", name, progress(name))
+
+
+def begin(name: str) -> None:
+    """Note the start; where an earlier run stopped, its cursor stays and the walk goes on there."""
+    execute(
+        "INSERT INTO datamig.run (revision, step, batch_rows)"
+        f" VALUES ('{revision}', {quoted(name)}, {FIRST_BATCH_ROWS})"
+        " ON CONFLICT (revision, step) DO UPDATE SET status = 'running'"
+    )
+
+
+def one_batch(name: str, table: str, key: tuple[str, ...], update: str) -> bool:
+    """Do the batch after the cursor and move the cursor in one transaction; False at the end."""
+    keys = ", ".join(key)
+    this_run = f"revision = '{revision}' AND step = {quoted(name)}"
+    with transaction():
+        # The lock makes a second process wait, then go on behind this batch.
+        run = execute(f"SELECT * FROM datamig.run WHERE {this_run} FOR UPDATE").mappings().one()
+        rows, after = run["batch_rows"], "TRUE"
+        if run["cursor"] is not None:
+            after = f"({keys}) > ({run['cursor']})"
+        last = (
+            execute(
+                f"SELECT concat_ws(', ', {', '.join(f'quote_literal({part})' for part in key)})"
+                f" AS key, count(*) OVER () AS rows FROM (SELECT {keys} FROM {table} WHERE {after}"
+                f" ORDER BY {keys} LIMIT {rows}) AS batch"
+                f" ORDER BY {', '.join(f'{part} DESC' for part in key)} LIMIT 1"
+            )
+            .mappings()
+            .first()
+        )
+        if last is None:
+            execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE {this_run}")
+            return False
+        started = time.monotonic()
+        batch = f"{after} AND ({keys}) <= ({last['key']})"
+        changed = execute(update.replace("{batch}", batch)).rowcount
+        seconds = time.monotonic() - started
+        execute(
+            f"UPDATE datamig.run SET cursor = {quoted(last['key'])},"
+            f" scanned = scanned + {last['rows']}, changed = changed + {changed},"
+            f" batches = batches + 1, batch_rows = {next_batch_rows(rows, seconds)},"
+            f" heartbeat_at = clock_timestamp() WHERE {this_run}"
+        )
+    return True
+
+
+def next_batch_rows(rows: int, seconds: float) -> int:
+    """Rows of the next batch, toward BATCH_SECONDS: at most half as many again, down at once."""
+    wanted = rows * min(1.5, BATCH_SECONDS / max(seconds, 0.001))
+    return max(100, min(MOST_BATCH_ROWS, int(wanted)))
+
+
+def progress(name: str) -> str:
+    """What datamig.run says of a walk, in words."""
+    run = execute(
+        "SELECT format('%s rows scanned, %s changed, in %s batches', scanned, changed, batches)"
+        f" FROM datamig.run WHERE revision = '{revision}' AND step = {quoted(name)}"
+    )
+    return str(run.scalar_one())
+
+
+def with_retries(work: Callable[[], Result]) -> Result:
+    """Do the work; where a lock was not to be had, wait longer each time and do it again."""
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return work()
+        except DBAPIError as error:
+            state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+            if state not in RETRIED:
+                raise
+            wait = random.uniform(0.5, 1.0) * min(10.0, 0.1 * 2**attempt)
+            log.warning("SQLSTATE %s, attempt %d, again in %.1f s", state, attempt, wait)
+            time.sleep(wait)
+    return work()
+
+
+@contextmanager
+def transaction() -> Generator[None]:
+    """BEGIN and COMMIT by hand: inside autocommit_block() the driver sends neither."""
+    execute("BEGIN")
+    try:
+        execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+        yield
+    except BaseException:
+        if not op.get_bind().invalidated:  # else the connection is gone, and its work with it
+            execute("ROLLBACK")
+        raise
+    execute("COMMIT")
+
+
+def execute(statement: str) -> sa.CursorResult[Any]:
+    """Send a statement as it stands: no bind parameters, so ':' and '%' are themselves."""
+    return op.get_bind().exec_driver_sql(statement, execution_options={"no_parameters": True})
+
+
+def quoted(text: str) -> str:
+    """The text as a SQL literal."""
+    return "'" + text.replace("'", "''") + "'"

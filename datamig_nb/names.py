@@ -1,0 +1,91 @@
+"""Names and literals as PostgreSQL reads them: pure text, no connection."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from datamig_nb.errors import MigrationError
+
+# Every word that quote_ident() quotes on PostgreSQL 14 to 18 (pg_get_keywords(), catcode <> 'U'); a
+# test compares the list with the server.
+_KEYWORDS = frozenset(
+    """
+    all analyse analyze and any array as asc asymmetric authorization between bigint binary bit
+    boolean both case cast char character check coalesce collate collation column concurrently
+    constraint create cross current_catalog current_date current_role current_schema current_time
+    current_timestamp current_user dec decimal default deferrable desc distinct do else end except
+    exists extract false fetch float for foreign freeze from full grant greatest group grouping
+    having ilike in initially inner inout int integer intersect interval into is isnull join json
+    json_array json_arrayagg json_exists json_object json_objectagg json_query json_scalar
+    json_serialize json_table json_value lateral leading least left like limit localtime
+    localtimestamp merge_action national natural nchar none normalize not notnull null nullif
+    numeric offset on only or order out outer overlaps overlay placing position precision primary
+    real references returning right row select session_user setof similar smallint some substring
+    symmetric system_user table tablesample then time timestamp to trailing treat trim true union
+    unique user using values varchar variadic verbose when where window with xmlattributes
+    xmlconcat xmlelement xmlexists xmlforest xmlnamespaces xmlparse xmlpi xmlroot xmlserialize
+    xmltable
+    """.split()
+)
+_PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
+_PART = re.compile(r'"((?:[^"]|"")+)"|([^".]+)')
+
+
+def quote(name: str) -> str:
+    """The name as SQL, quoted only where PostgreSQL needs it (as ``quote_ident`` does)."""
+    if _PLAIN.fullmatch(name) and name not in _KEYWORDS:
+        return name
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(value: str | int | bool | None) -> str:
+    """The value as a SQL literal, safe with ``standard_conforming_strings``, the default."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, bool):
+        return "TRUE" if value else "FALSE"
+    if isinstance(value, int):
+        return str(value)
+    return "'" + value.replace("'", "''") + "'"
+
+
+@dataclass(frozen=True)
+class TableName:
+    """A table's name, with its schema where one was given."""
+
+    #: Schema as PostgreSQL stores it; None means: as the search path finds it.
+    schema: str | None
+    #: Name as PostgreSQL stores it.
+    name: str
+
+    @classmethod
+    def parse(cls, text: str | TableName) -> TableName:
+        """Read ``player``, ``players.player`` or ``"My Schema"."My.Table"``.
+
+        Letters keep their case, as PostgreSQL stores them; quotes are needed only around a dot.
+        """
+        if isinstance(text, TableName):
+            return text
+        parts: list[str] = []
+        position = 0
+        while match := _PART.match(text, position):
+            parts.append(match[1].replace('""', '"') if match[1] else match[2])
+            position = match.end() + 1
+            if text[match.end() : position] != ".":
+                break
+        if match is None or match.end() != len(text) or len(parts) > 2:
+            raise MigrationError(
+                f"{text!r} is no table name", "write 'table' or 'schema.table', without a database"
+            )
+        return cls(parts[0] if len(parts) == 2 else None, parts[-1])
+
+    @property
+    def sql(self) -> str:
+        """The name as SQL, quoted where needed."""
+        return (
+            quote(self.name) if self.schema is None else f"{quote(self.schema)}.{quote(self.name)}"
+        )
+
+    def __str__(self) -> str:
+        return self.name if self.schema is None else f"{self.schema}.{self.name}"

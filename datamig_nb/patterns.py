@@ -1,0 +1,270 @@
+"""The migrations that people want most, by name.
+
+Each function only chooses steps: printing its result shows them, and each can be replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from datamig_nb.errors import MigrationError
+from datamig_nb.migration import (
+    Migration,
+    Step,
+    add_column,
+    allowed_values,
+    alter_column,
+    backfill,
+    create_check_constraint,
+    create_enum,
+    keep_in_step,
+    no_nulls,
+    rows_check,
+)
+from datamig_nb.names import TableName, literal, quote
+
+# Spaces that people type and paste: PostgreSQL's \s knows the no-break ones in some locales only.
+_SPACE = r"[\s\u00a0\u2007\u202f]"
+
+
+def map_values(
+    table: str,
+    column: str,
+    values: Mapping[str | None, str | None],
+    *,
+    into: str,
+    type: Literal["varchar", "enum"] = "varchar",
+    unmapped: Literal["fail", "keep"] = "fail",
+    nullable: bool = True,
+) -> Migration:
+    """Map the values of a text column to new ones, in a new column beside it.
+
+    The old column stays as it is, so nothing is lost where several values become one; a later
+    migration drops it.  A trigger gives rows that the application writes meanwhile their value.
+
+    Parameters
+    ----------
+    values
+        Old value -> new value.  The key None says what becomes of NULL; a value of None gives
+        NULL.  Values are compared exactly, spaces and case included.
+    into
+        Name of the new column.
+    type
+        ``"varchar"`` with a CHECK of the new values, or ``"enum"``: a PostgreSQL enum type named
+        ``<table>_<into>``, in the table's schema.
+    unmapped
+        ``"fail"``: rows with a value that is no key (NULL included, unless None is one) stop the
+        migration before its first write.  ``"keep"``: their value is taken over as it is; there
+        is no CHECK then.
+    nullable
+        False makes the new column NOT NULL at the end: the application must write mapped values
+        from then on.
+
+    Raises
+    ------
+    MigrationError
+        If there is nothing to map, or the wishes contradict each other.
+    """
+    _require_map(values, type, unmapped, nullable)
+    name = TableName.parse(table)
+    old, targets = quote(column), tuple(dict.fromkeys(filter(None, values.values())))
+    enum = TableName(name.schema, f"{name.name}_{into}")
+    expression = _case(old, values, unmapped)
+    steps: list[Step] = []
+    if unmapped == "fail":
+        steps.append(_all_mapped(table, column, values))
+    if type == "enum":
+        steps.append(
+            create_enum(f'"{enum.schema}"."{enum.name}"' if enum.schema else enum.name, *targets)
+        )
+    steps += [
+        add_column(name.name, sa.Column(into, _type(type, targets, enum)), schema=name.schema),
+        keep_in_step(table, {into: expression}),
+        backfill(table, {into: expression}),
+        _map_holds(table, column, into, values, unmapped),
+    ]
+    if unmapped == "fail":
+        steps.append(allowed_values(table, into, targets))
+        if type == "varchar":
+            listed = ", ".join(map(literal, targets))
+            constraint = f"{name.name}_{into}_check"[:63]
+            steps.append(
+                create_check_constraint(
+                    constraint, name.name, f"{quote(into)} IN ({listed})", schema=name.schema
+                )
+            )
+    if not nullable:
+        steps += [
+            no_nulls(table, into),
+            alter_column(name.name, into, nullable=False, schema=name.schema),
+        ]
+    return Migration(f"map {column} of {table} to {into}", *steps)
+
+
+def split_column(
+    table: str,
+    column: str,
+    *,
+    into: tuple[str, str] = ("first_name", "last_name"),
+    type: sa.types.TypeEngine[Any] | None = None,
+    nullable: bool = True,
+) -> Migration:
+    """Split full names into first and last name, in two new columns.
+
+    The rules, in this order: runs of white space (tabs and no-break spaces too) count as one, at
+    the ends as none; the first word is the first name, together with initials (``George H.``) and
+    a nickname in quotes (``Paul 'The Bear'``) right behind it; the rest is the last name, suffixes
+    included (``Acuff Jr.``).  A name of one word is a first name with no last name (NULL); a blank
+    name gives two NULLs.  Nothing can know that ``Joe Barry Carroll`` has two first names, or that
+    ``Yao Ming`` has his family's name first: preview shows what the rules make of the names.
+
+    The full name stays; a trigger keeps the parts in step with it.
+
+    Parameters
+    ----------
+    into
+        Names of the two new columns.
+    type
+        Type of both; text by default.  A name too long for it is found by the preview, and stops
+        the migration before its first write.
+    nullable
+        False makes the first column NOT NULL at the end.
+    """
+    name = TableName.parse(table)
+    first, last = into
+    parts = _name_parts(quote(column))
+    wanted: sa.types.TypeEngine[Any] = type if type is not None else sa.Text()
+    steps: list[Step] = [
+        add_column(name.name, sa.Column(first, wanted), schema=name.schema),
+        add_column(name.name, sa.Column(last, wanted), schema=name.schema),
+        keep_in_step(table, dict(zip(into, parts, strict=True))),
+        backfill(table, dict(zip(into, parts, strict=True))),
+        rows_check(
+            f"{first} and {last} hold every letter of {column}",
+            table,
+            f"regexp_replace(concat({quote(first)}, {quote(last)}), '{_SPACE}', '', 'g')"
+            f" <> regexp_replace({quote(column)}, '{_SPACE}', '', 'g')",
+        ),
+        rows_check(
+            f"every name has a {first}",
+            table,
+            f"{quote(first)} IS NULL AND {quote(column)} ~ '[^\\s\\u00a0\\u2007\\u202f]'",
+        ),
+    ]
+    if not nullable:
+        steps += [
+            no_nulls(table, first),
+            alter_column(name.name, first, nullable=False, schema=name.schema),
+        ]
+    return Migration(f"split {column} of {table} into {first} and {last}", *steps)
+
+
+# ---------------------------------------------------------------- map_values
+
+
+def _require_map(
+    values: Mapping[str | None, str | None], type: str, unmapped: str, nullable: bool
+) -> None:
+    if not any(value is not None for value in values.values()):
+        raise MigrationError("there is nothing to map", "give {old value: new value}")
+    if type not in ("varchar", "enum") or unmapped not in ("fail", "keep"):
+        raise MigrationError(
+            f"type={type!r} or unmapped={unmapped!r} is not known",
+            "type is 'varchar' or 'enum', unmapped is 'fail' or 'keep'",
+        )
+    if type == "enum" and unmapped == "keep":
+        raise MigrationError(
+            "an enum cannot keep values that are not its labels", "map them, or use type='varchar'"
+        )
+    if not nullable and None in values.values():
+        raise MigrationError(
+            "a value is mapped to NULL, but the column shall be NOT NULL",
+            "map it to something, or leave nullable=True",
+        )
+
+
+def _case(column: str, values: Mapping[str | None, str | None], unmapped: str) -> str:
+    """The map as one CASE, a line for each new value."""
+    lines = [
+        f"     WHEN {_is_one_of(column, olds)} THEN {literal(new)}"
+        for new, olds in _olds_by_new(values).items()
+    ]
+    if unmapped == "keep":
+        lines.append(f"     ELSE {column}")
+    return "CASE" + "\n".join(lines).removeprefix("    ") + "\nEND"
+
+
+def _olds_by_new(
+    values: Mapping[str | None, str | None],
+) -> dict[str | None, list[str | None]]:
+    olds: dict[str | None, list[str | None]] = {}
+    for old, new in values.items():
+        olds.setdefault(new, []).append(old)
+    return olds
+
+
+def _is_one_of(column: str, olds: Sequence[str | None]) -> str:
+    present = [literal(old) for old in olds if old is not None]
+    conditions = [f"{column} IS NULL"] if None in olds else []
+    if len(present) == 1:
+        conditions.append(f"{column} = {present[0]}")
+    elif present:
+        conditions.append(f"{column} IN ({', '.join(present)})")
+    return " OR ".join(conditions)
+
+
+def _all_mapped(table: str, column: str, values: Mapping[str | None, str | None]) -> Step:
+    known = [old for old in values if old is not None]
+    failing = f"{quote(column)} NOT IN ({', '.join(map(literal, known))})" if known else "TRUE"
+    null = "" if None in values else f" OR {quote(column)} IS NULL"
+    return rows_check(
+        f"every {column} of {table} has a new value", table, failing + null, before=True
+    )
+
+
+def _map_holds(
+    table: str,
+    column: str,
+    into: str,
+    values: Mapping[str | None, str | None],
+    unmapped: str,
+) -> Step:
+    """The map looked up as a table, not computed by CASE again."""
+    pairs = ", ".join(f"({literal(old)}, {literal(new)})" for old, new in values.items())
+    old = quote(column)
+    looked_up = (
+        f"(SELECT map.new_value FROM (VALUES {pairs}) AS map (old_value, new_value)"
+        f" WHERE map.old_value IS NOT DISTINCT FROM {old})"
+    )
+    if unmapped == "keep":
+        known = ", ".join(literal(value) for value in values if value is not None)
+        looked_up = f"CASE WHEN {old} IN ({known}) THEN {looked_up} ELSE {old} END"
+    return rows_check(
+        f"{into} of {table} is what the map says",
+        table,
+        f"{quote(into)}::text IS DISTINCT FROM {looked_up}",
+    )
+
+
+def _type(kind: str, targets: Sequence[str], enum: TableName) -> sa.types.TypeEngine[Any]:
+    if kind == "varchar":
+        return sa.String()
+    return postgresql.ENUM(*targets, name=enum.name, schema=enum.schema, create_type=False)
+
+
+# ---------------------------------------------------------------- split_column
+
+
+def _name_parts(column: str) -> tuple[str, str]:
+    """SQL for the first and the last name; see :func:`split_column` for the rules."""
+    clean = f"btrim(regexp_replace({column}, '{_SPACE}+', ' ', 'g'))"
+    # The first word, initials behind it, a nickname in quotes; then the end or a space.
+    first = r"^\S+(?: [[:alpha:]]\.| ''[^'']+'')*(?= |$)"
+    return (
+        f"substring({clean} FROM '{first}')",
+        f"nullif(btrim(regexp_replace({clean}, '{first}', '')), '')",
+    )

@@ -1,0 +1,99 @@
+"""The user's Alembic project: its heads, its settings, where a new file goes.
+
+Only Alembic's script directory is read; the project's ``env.py`` is never run here.
+"""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alembic.config import Config
+from alembic.script import ScriptDirectory, write_hooks
+from alembic.util.exc import CommandError
+
+from datamig_nb.errors import AlembicProjectError
+
+
+@dataclass(frozen=True)
+class Project:
+    """An Alembic project, named by its ini file."""
+
+    #: Path of alembic.ini.
+    ini: Path
+
+    @property
+    def script(self) -> ScriptDirectory:
+        """The script directory, read afresh.
+
+        Raises
+        ------
+        AlembicProjectError
+            If the ini file or the directory is missing, or the history does not hold together.
+        """
+        if not self.ini.is_file():
+            raise AlembicProjectError(
+                f"there is no file {str(self.ini)!r}",
+                "give the path of alembic.ini, or make a project with 'alembic init'",
+            )
+        try:
+            script = ScriptDirectory.from_config(Config(str(self.ini)))
+            script.get_heads()
+        except (CommandError, KeyError, SyntaxError, ImportError) as error:
+            raise AlembicProjectError(
+                f"the Alembic project {str(self.ini)!r} cannot be read: {error}",
+                "make 'alembic heads' work first",
+            ) from error
+        return script
+
+    def head(self, chosen: str | None = None) -> str | None:
+        """The revision that a new one follows: the only head, or the one chosen.
+
+        Raises
+        ------
+        AlembicProjectError
+            If there are several heads and none was chosen, or the chosen one is none of them.
+        """
+        heads = sorted(self.script.get_heads())
+        if chosen is not None:
+            matching = [head for head in heads if head.startswith(chosen)]
+            if len(matching) != 1:
+                raise AlembicProjectError(
+                    f"{chosen!r} is no head of the project", f"choose one of {', '.join(heads)}"
+                )
+            return matching[0]
+        if len(heads) > 1:
+            raise AlembicProjectError(
+                f"the project has several heads: {', '.join(heads)}",
+                "choose one with head=, or merge them with 'alembic merge heads'",
+            )
+        return heads[0] if heads else None
+
+    def has(self, revision: str) -> bool:
+        """Whether the project has a revision of that id."""
+        return any(script.revision == revision for script in self.script.walk_revisions())
+
+    def create_date(self) -> datetime.datetime:
+        """Now, in the time zone that the project's settings ask for."""
+        # No public function gives it; the setting "timezone" is worth the underscore.
+        return self.script._generate_create_date()  # pyright: ignore[reportPrivateUsage]
+
+    def hooked(self, text: str, file_name: str) -> str:
+        """The text as the project's post-write hooks leave it (formatters, linters)."""
+        hooks: Any = self.script.hooks
+        if not hooks:
+            return text
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory, file_name)
+            path.write_text(text, encoding="utf-8")
+            try:
+                write_hooks._run_hooks(str(path), hooks)  # pyright: ignore[reportPrivateUsage]
+            except Exception as error:
+                raise AlembicProjectError(
+                    f"a post-write hook of the project failed: {error}",
+                    "correct [post_write_hooks] in alembic.ini",
+                ) from error
+            return path.read_text(encoding="utf-8")

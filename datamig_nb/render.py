@@ -1,0 +1,451 @@
+"""Write the Alembic revision that carries a migration out: one Python file that stands alone.
+
+The file tells its story first (``upgrade``, ``downgrade``), then its SQL in the shape that one
+would type into psql, then the functions it needs, copied from :mod:`datamig_nb.inlined`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from alembic.autogenerate import render_python_code
+from alembic.operations import ops
+
+from datamig_nb import sql
+from datamig_nb.catalog import Catalog, read_catalog
+from datamig_nb.database import Database
+from datamig_nb.display import Shown
+from datamig_nb.errors import AlembicProjectError, MissingKeyError
+from datamig_nb.migration import (
+    Backfill,
+    CreateEnum,
+    KeepInStep,
+    Migration,
+    QueryCheck,
+    RowCheck,
+    Step,
+    describe,
+)
+from datamig_nb.names import TableName, literal, quote
+from datamig_nb.project import Project
+from datamig_nb.source import (
+    call,
+    expression_constant,
+    machinery,
+    reference,
+    statement_constant,
+)
+
+# Stands for the revision's id while the text is written: the id is a hash of that text.
+_ID = "0123456789ab"
+
+#: Lines that begin so carry evidence and are no part of the digest.
+EVIDENCE_MARK = "# vetted: "
+
+
+@dataclass(frozen=True, kw_only=True)
+class Revision(Shown):
+    """A rendered revision: the text of the file, and where it belongs."""
+
+    #: The migration that it carries out.
+    migration: Migration
+    #: The whole file.
+    text: str
+    #: Its Alembic id: twelve hexadecimal digits that follow from the text.
+    id: str
+    #: The revision that it follows; None where it is the first.
+    down_revision: str | None
+    #: Path of the project's alembic.ini; None where no project was given.
+    alembic: Path | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the text, in hexadecimal."""
+        return digest(self.text)
+
+    @property
+    def story(self) -> str:
+        """The part of the text that tells what is done: from ``upgrade`` to the SQL."""
+        start, end = self.text.index("def upgrade("), self.text.index("\n\n\n# -------- functions")
+        return self.text[start:end]
+
+    def __repr__(self) -> str:
+        lines = len(self.text.splitlines())
+        after = (
+            f"follows {self.down_revision}" if self.down_revision else "the first of its project"
+        )
+        return f"Revision {self.id}: {self.migration.name}, {lines} lines, {after}"
+
+
+def digest(text: str) -> str:
+    """SHA-256 of a revision file's text without its lines of evidence, in hexadecimal."""
+    lines = text.splitlines(keepends=True)
+    body = "".join(line for line in lines if not line.startswith(EVIDENCE_MARK))
+    return hashlib.sha256(body.encode()).hexdigest()
+
+
+def render(
+    db: Database,
+    migration: Migration,
+    *,
+    alembic: str | Path | None = None,
+    head: str | None = None,
+) -> Revision:
+    """Render a migration as an Alembic revision.
+
+    The catalog is read for keys, column types and names; no row is.  The same migration on the
+    same head gives the same id.
+
+    Parameters
+    ----------
+    alembic
+        Path of the project's ``alembic.ini``: the revision then follows its head, has its time
+        zone, and went through its post-write hooks.
+    head
+        Which head to follow, where the project has several.
+
+    Raises
+    ------
+    MigrationError
+        If a step cannot be carried out as described, for example because a column is missing.
+    MissingKeyError
+        If a table to be walked in batches has no key.
+    AlembicProjectError
+        If the project cannot be read, has several heads, or holds this very revision.
+    """
+    catalog = read_catalog(db, migration)
+    project = None if alembic is None else Project(Path(alembic))
+    down_revision = None if project is None else project.head(head)
+    draft = _Draft(migration, catalog)
+    text = _document(draft, down_revision)
+    id = hashlib.sha256(text.encode()).hexdigest()[:12]
+    date = datetime.datetime.now(datetime.UTC) if project is None else project.create_date()
+    text = text.replace(_ID, id).replace(_DATE, str(date.replace(microsecond=0)), 1)
+    if project is not None:
+        if project.has(id):
+            raise AlembicProjectError(
+                f"the project has revision {id} already, from the same migration",
+                "change the migration, or remove that file",
+            )
+        text = project.hooked(text, f"{id}.py")
+    return Revision(
+        migration=migration,
+        text=text,
+        id=id,
+        down_revision=down_revision,
+        alembic=None if project is None else project.ini,
+    )
+
+
+# ---------------------------------------------------------------- the whole file
+
+_DATE = "(Create Date)"
+
+_PROMISE = """\
+Each step and each batch of rows commits by itself, a batch together with its row in datamig.run:
+stopped at any point, the upgrade goes on where it was when Alembic runs again.  No statement waits
+for a lock longer than LOCK_TIMEOUT or holds a strong one while it reads the table.
+
+Written by datamig_nb; needs Alembic 1.16 or newer and PostgreSQL 14 or newer, nothing else."""
+
+
+def _document(draft: _Draft, down_revision: str | None) -> str:
+    upgrade, downgrade = draft.upgrade(), draft.downgrade()
+    story = "\n\n\n".join((upgrade, downgrade))
+    constants = "\n\n".join(draft.constants)
+    parts = machinery(f"{story}\n{constants}")
+    settings = f"\n\n{parts.settings}" if parts.settings else ""
+    return f'''"""{_docstring(draft, down_revision)}
+"""
+
+from __future__ import annotations
+
+{parts.imports}
+
+revision = "{_ID}"
+down_revision = {f'"{down_revision}"' if down_revision else None}
+branch_labels = None
+depends_on = None{settings}
+
+
+{story}
+
+
+# -------- SQL
+
+{constants}
+
+
+# -------- functions
+
+
+{parts.functions}
+'''
+
+
+def _docstring(draft: _Draft, down_revision: str | None) -> str:
+    title = draft.migration.name
+    steps = "\n".join(
+        textwrap.fill(
+            describe(step),
+            width=96,
+            initial_indent=f"    {number}. ",
+            subsequent_indent="       ",
+            break_long_words=False,
+        )
+        for number, step in enumerate(draft.migration.steps, 1)
+    )
+    text = (
+        f"{title[:1].upper()}{title[1:]}.\n\nRevision ID: {_ID}\n"
+        f"Revises: {down_revision or ''}\nCreate Date: {_DATE}\n\nUpgrade\n{steps}\n\n"
+        f"Downgrade\n{textwrap.indent(textwrap.fill(draft.way_back, 96), '    ')}\n\n{_PROMISE}"
+    )
+    # The docstring is no place for escapes: what would need one is written in other words.
+    text = text.replace("\\", "/").replace('"""', "'''")
+    return re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
+
+
+# ---------------------------------------------------------------- its parts
+
+
+@dataclass
+class _Draft:
+    """The revision as it grows: lines of both functions, and the constants they use."""
+
+    migration: Migration
+    catalog: Catalog
+    #: Source of each constant, in the order of first use.
+    constants: list[str] = field(default_factory=list)
+    #: Name of the constant of each expression, by its text.
+    expressions: dict[str, str] = field(default_factory=dict)
+    _names: set[str] = field(default_factory=set)
+
+    def constant(self, wish: str, statement: str) -> str:
+        """Add a statement as a constant with a name like ``wish``; give the name."""
+        name = self._new_name(wish)
+        for text, constant in self.expressions.items():
+            statement = statement.replace(text, reference(constant))
+        self.constants.append(statement_constant(name, statement))
+        return name
+
+    def check(self, name: str, failing: str) -> str:
+        """Add a check as a constant, its first line what holds; give the constant's name."""
+        words = name.split(" of ")[0] if len(name) > 60 else name
+        return self.constant(words, f"-- {' '.join(name.split())}\n{failing}")
+
+    def references(self, step: Backfill | KeepInStep) -> dict[str, str]:
+        """The step's columns, each with a reference to the constant of its expression."""
+        return {
+            column: reference(self._expression(column, self.catalog.cast(step.table, column, text)))
+            for column, text in step.assign.items()
+        }
+
+    def _expression(self, column: str, text: str) -> str:
+        if text not in self.expressions:
+            name = self.expressions[text] = self._new_name(column)
+            self.constants.append(expression_constant(name, text))
+        return self.expressions[text]
+
+    def _new_name(self, wish: str) -> str:
+        base = "_".join(re.findall(r"[a-z0-9]+", wish.lower())[:9]).upper() or "STATEMENT"
+        base = f"THE_{base}" if base[0].isdigit() else base
+        name, number = base, 2
+        while name in self._names:
+            name, number = f"{base}_{number}", number + 1
+        self._names.add(name)
+        return name
+
+    # ------------------------------------------------ upgrade
+
+    def upgrade(self) -> str:
+        for step in self.migration.steps:
+            if isinstance(step, Backfill | KeepInStep):
+                self.references(step)
+        lines = self._preflight()
+        for step in self.migration.steps:
+            lines += self._upgrade_step(step)
+        return _function("upgrade", self.migration.name, [*lines, "finish()"])
+
+    def _preflight(self) -> list[str]:
+        checks = [_columns_not_there(table, names) for table, names in self.catalog.added.items()]
+        checks += [
+            (check.name, self.catalog.failing(check))
+            for check in (*self.migration.checks, *self.catalog.implied_checks(self.migration))
+            if check.before
+        ]
+        return _fitted(f"preflight({', '.join(self.check(*check) for check in checks)})")
+
+    def _upgrade_step(self, step: Step) -> list[str]:
+        match step:
+            case ops.AlterColumnOp(table_name=table, column_name=column, schema=schema):
+                name = f"{column}_not_null"[:63]
+                arguments = (TableName(schema, table).sql, quote(column), quote(name))
+                return [f"set_not_null({', '.join(map(_text, arguments))})"]
+            case ops.CreateCheckConstraintOp(table_name=table, schema=schema):
+                name = quote(str(step.constraint_name))
+                condition = self.constant(f"{step.constraint_name}", str(step.condition))
+                where = TableName(schema, table).sql
+                return [f"add_check({_text(where)}, {_text(name)}, {condition})"]
+            case ops.MigrateOperation():
+                return _step(_alembic(step))
+            case Backfill():
+                return self._run_batches(step)
+            case KeepInStep():
+                return self._keep_in_step(step)
+            case CreateEnum(name=name, labels=labels):
+                listed = ", ".join(map(literal, labels))
+                return [f"create_enum({_text(name.sql)}, {_text(listed)})"]
+            case RowCheck(before=False) | QueryCheck(before=False):
+                return [f"require({self.check(step.name, self.catalog.failing(step))})"]
+            case _:
+                return []
+
+    def _run_batches(self, step: Backfill) -> list[str]:
+        table = self.catalog.table(step.table)
+        if not table.key:
+            raise MissingKeyError(str(step.table))
+        columns = ", ".join(step.assign)
+        update = self.constant(
+            f"fill {' '.join(step.assign)}", sql.update_batch(step, self.references(step))
+        )
+        key = ", ".join(_text(quote(column)) for column in table.key)
+        key = f"({key},)" if len(table.key) == 1 else f"({key})"
+        return _fitted(
+            f"run_batches({_text(f'fill {columns}')}, {_text(step.table.sql)}, {key}, {update})"
+        )
+
+    def _keep_in_step(self, step: KeepInStep) -> list[str]:
+        name, known = self._trigger(step), self.catalog.table(step.table).columns
+        read = sql.columns_read(" ".join(step.assign.values()), [column.name for column in known])
+        function = self.constant(
+            "trigger function", sql.trigger_function(step, self.references(step), name)
+        )
+        trigger = self.constant("trigger", sql.trigger(step, name, read))
+        return [
+            f"step(lambda: execute({function}))",
+            f"step(lambda: execute({trigger}))",
+        ]
+
+    def _trigger(self, step: KeepInStep) -> str:
+        """Name of a trigger; triggers fire by name, and ours should see what others wrote."""
+        place = [s for s in self.migration.steps if isinstance(s, KeepInStep)].index(step)
+        return f"zz_datamig_{_ID}" + (f"_{place + 1}" if place else "")
+
+    # ------------------------------------------------ downgrade
+
+    @property
+    def irreversible(self) -> str | None:
+        """Why there is no way back, or None."""
+        for step in self.migration.backfills:
+            added = self.catalog.added.get(step.table, {})
+            lost = [column for column in step.assign if column not in added]
+            if lost:
+                return f"{', '.join(lost)} of {step.table} held values that were not kept"
+        return None
+
+    @property
+    def way_back(self) -> str:
+        """The downgrade in words."""
+        if self.irreversible:
+            return f"raises: {self.irreversible}."
+        names = [f"{', '.join(cs)} of {table}" for table, cs in self.catalog.added.items()]
+        return (
+            f"drops {' and '.join(names) or 'nothing'}, unless a value there was edited since"
+            " (then it stops and names the rows); nothing else was changed."
+        )
+
+    def downgrade(self) -> str:
+        if self.irreversible:
+            message = f"{_ID} cannot be undone: {self.irreversible}; restore them from a backup"
+            return _function("downgrade", "Refuse", [f"raise RuntimeError({_text(message)})"])
+        lines: list[str] = []
+        for step in self.migration.backfills:
+            lines += self._require_unedited(step)
+        for step in reversed(self.migration.steps):
+            lines += self._downgrade_step(step)
+        return _function("downgrade", f"Undo: {self.migration.name}", [*lines, "forget()"])
+
+    def _require_unedited(self, step: Backfill) -> list[str]:
+        key = self.catalog.table(step.table).key
+        query = sql.edited_rows(step, self.references(step), key)
+        name = (
+            f"{' and '.join(step.assign)} not edited since the upgrade, dropping them loses nothing"
+        )
+        return [f"require({self.check(name, query)})"]
+
+    def _downgrade_step(self, step: Step) -> list[str]:
+        match step:
+            case ops.AddColumnOp():
+                drop = step.reverse()
+                drop.if_exists = True
+                return _step(_alembic(drop))
+            case ops.AlterColumnOp(table_name=table, column_name=column, schema=schema):
+                if column in self.catalog.added.get(TableName(schema, table), {}):
+                    return []  # goes with its column
+                return _step(_alembic(step.reverse()))
+            case ops.CreateCheckConstraintOp(table_name=table, schema=schema):
+                drop = ops.DropConstraintOp(
+                    step.constraint_name, table, schema=schema, if_exists=True
+                )
+                return _step(_alembic(drop))
+            case KeepInStep(table=table):
+                name = quote(self._trigger(step))
+                return _step(
+                    f"execute({_text(f'DROP TRIGGER IF EXISTS {name} ON {table.sql}')})"
+                ) + (_step(f"execute({_text(f'DROP FUNCTION IF EXISTS datamig.{name}()')})"))
+            case CreateEnum(name=name):
+                return _step(f"execute({_text(f'DROP TYPE IF EXISTS {name.sql}')})")
+            case _:
+                return []
+
+
+def _function(name: str, purpose: str, lines: Sequence[str]) -> str:
+    purpose = purpose.replace("\\", "/").replace('"', "'")
+    body = textwrap.indent("\n".join(lines), " " * 8)
+    if lines[0].startswith("raise"):
+        return f'def {name}() -> None:\n    """{purpose}."""\n' + textwrap.indent(lines[0], " " * 4)
+    return (
+        f'def {name}() -> None:\n    """{purpose[:1].upper()}{purpose[1:]}."""\n'
+        f"    with own_commits():\n{body}"
+    )
+
+
+def _step(code: str) -> list[str]:
+    return _fitted(f"step(lambda: {code})")
+
+
+def _fitted(code: str) -> list[str]:
+    """The call on one line where it fits behind eight spaces, else laid out."""
+    if len(code) + 8 <= 100:
+        return [code]
+    if code.startswith("step(lambda: "):
+        inner = call(code.removeprefix("step(lambda: ")[:-1], 4)
+        return ["step(", f"    lambda: {inner}", ")"]
+    return call(code, 0).splitlines()
+
+
+def _alembic(operation: ops.MigrateOperation) -> str:
+    """The operation as Alembic's own renderer writes it, on one line in double quotes."""
+    code = render_python_code(ops.UpgradeOps([operation]))
+    lines = (line for line in code.splitlines() if not line.strip().startswith("#"))
+    return call(" ".join(line.strip() for line in lines), -10_000)
+
+
+def _columns_not_there(table: TableName, columns: Iterable[str]) -> tuple[str, str]:
+    listed = ", ".join(map(literal, columns))
+    return (
+        f"no column {' or '.join(columns)} yet",
+        f"SELECT attname FROM pg_attribute\n WHERE attrelid = {literal(table.sql)}::regclass"
+        f"\n   AND attname IN ({listed}) AND NOT attisdropped",
+    )
+
+
+def _text(value: str) -> str:
+    """A Python string literal in double quotes."""
+    return call(repr(value), -10_000)

@@ -1,0 +1,199 @@
+"""Python text for exported revisions: calls laid out, SQL as literals, functions copied."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+from datamig_nb import inlined
+
+WIDTH = 100
+
+# What every revision has: the name is the revision's own, not to be copied.
+_OWN = {"revision"}
+
+
+def call(code: str, indent: int) -> str:
+    """A call such as ``op.add_column(…)``, in double quotes, one argument a line where too long."""
+    return _laid_out(ast.parse(code.strip(), mode="eval").body, indent)
+
+
+def reference(constant: str) -> str:
+    """Text that stands for another constant's value in the statement of :func:`constant`."""
+    return f"\0{constant}\0"
+
+
+def statement_constant(name: str, statement: str) -> str:
+    """Assign a statement to a name, as it would be typed into psql, on lines of its own."""
+    return _constant(name, f"\n{statement}\n")
+
+
+def expression_constant(name: str, expression: str) -> str:
+    """Assign an expression to a name, nothing before or behind it."""
+    return _constant(name, expression)
+
+
+def _constant(name: str, text: str) -> str:
+    """An assignment; an f-string where the text refers to other constants."""
+    pieces = text.split("\0")
+    if len(pieces) == 1:
+        return f"{name} = {_literal(text, text)}"
+    escaped = [piece.replace("{", "{{").replace("}", "}}") for piece in pieces[::2]]
+    references = [*(f"{{{piece}}}" for piece in pieces[1::2]), ""]
+    body = "".join(part for pair in zip(escaped, references, strict=True) for part in pair)
+    # What repr would be needed for cannot refer: the values are pasted together instead.
+    quoted = [repr(piece) for piece in pieces[::2]]
+    joined = [part for pair in zip(quoted, [*pieces[1::2], ""], strict=True) for part in pair]
+    return f"{name} = {_literal(text, body, 'f', ' + '.join(filter(None, joined)))}"
+
+
+def _literal(text: str, body: str, prefix: str = "", fallback: str = "") -> str:
+    """A literal that reads as the text does; the fallback, or repr, where none can."""
+    if '"""' in text or text.endswith(('"', "\\")) or "\r" in text:
+        return fallback or repr(text)
+    quotes = '"""' if "\n" in text or '"' in text else '"'
+    return f"{prefix}{'r' if chr(92) in text else ''}{quotes}{body}{quotes}"
+
+
+def _laid_out(node: ast.expr, indent: int) -> str:
+    line = _one_line(node)
+    if len(line) + indent <= WIDTH or not isinstance(node, ast.Call):
+        return line
+    inner = " " * (indent + 4)
+    arguments = [_laid_out(argument, indent + 4) for argument in node.args] + [
+        f"{keyword.arg}={_laid_out(keyword.value, indent + 4)}" for keyword in node.keywords
+    ]
+    listed = "".join(f"{inner}{argument},\n" for argument in arguments)
+    return f"{_one_line(node.func)}(\n{listed}{' ' * indent})"
+
+
+def _one_line(node: ast.expr) -> str:
+    match node:
+        case ast.Constant(value=str(text)):
+            return _string(text)
+        case ast.Call(func=function, args=args, keywords=keywords):
+            arguments = [_one_line(argument) for argument in args]
+            arguments += [f"{keyword.arg}={_one_line(keyword.value)}" for keyword in keywords]
+            return f"{_one_line(function)}({', '.join(arguments)})"
+        case ast.List(elts=elements):
+            return f"[{', '.join(map(_one_line, elements))}]"
+        case ast.Tuple(elts=[element]):
+            return f"({_one_line(element)},)"
+        case ast.Tuple(elts=elements):
+            return f"({', '.join(map(_one_line, elements))})"
+        case _:
+            return ast.unparse(node)
+
+
+def _string(text: str) -> str:
+    """The text as a Python string in double quotes where that needs no more escapes."""
+    plain = repr(text)
+    if plain[0] == "'" and '"' not in text:
+        return '"' + plain[1:-1].replace("\\'", "'") + '"'
+    return plain
+
+
+# ---------------------------------------------------------------- copied functions
+
+
+@dataclass(frozen=True)
+class Machinery:
+    """What a revision needs of the inlined functions."""
+
+    #: Import statements, grouped and ordered.
+    imports: str
+    #: One-line constants: limits that a reader may want to change.
+    settings: str
+    #: Functions and longer constants, in reading order.
+    functions: str
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A top-level statement of the module ``inlined``."""
+
+    name: str
+    text: str
+    uses: frozenset[str]
+    is_setting: bool
+
+
+def machinery(story: str) -> Machinery:
+    """The functions that the story calls, those that these call, and their imports."""
+    needed = _names(story)
+    parts = _parts()
+    chosen: set[str] = set()
+    while more := {part.name for part in parts if part.name in needed} - chosen:
+        chosen |= more
+        needed = needed.union(*(part.uses for part in parts if part.name in more))
+    functions = [part.text for part in parts if part.name in chosen and not part.is_setting]
+    settings = [part.text for part in parts if part.name in chosen and part.is_setting]
+    return Machinery(
+        imports=_imports(needed),
+        settings="\n".join(settings),
+        functions="\n\n\n".join(functions),
+    )
+
+
+def names_used(code: str) -> frozenset[str]:
+    """Names that the code reads, without Python's builtins."""
+    return _names(code) - set(dir(builtins))
+
+
+def _names(code: str) -> frozenset[str]:
+    return frozenset(node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name))
+
+
+@cache
+def _parts() -> tuple[_Part, ...]:
+    text = inspect.getsource(inlined)
+    lines = text.splitlines()
+    parts: list[_Part] = []
+    for node in ast.parse(text).body:
+        match node:
+            case ast.FunctionDef(name=name, decorator_list=decorators):
+                first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
+                setting = False
+            case ast.Assign(targets=[ast.Name(id=name)]):
+                first, setting = node.lineno, name.isupper() and node.lineno == node.end_lineno
+            case _:
+                continue
+        if name in _OWN:
+            continue
+        while lines[first - 2].startswith("# ") and "----" not in lines[first - 2]:
+            first -= 1
+        source = "\n".join(lines[first - 1 : node.end_lineno])
+        parts.append(_Part(name, source, _names(source) - {name}, setting))
+    return tuple(parts)
+
+
+def _imports(needed: Iterable[str]) -> str:
+    """The import statements of ``inlined`` that bind one of the names, plain ones first."""
+    wanted = set(needed)
+    groups: dict[bool, list[str]] = {False: [], True: []}
+    for node in ast.parse(inspect.getsource(inlined)).body:
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+        if module == "__future__" or module is None:
+            continue
+        names = [name for name in node.names if (name.asname or name.name) in wanted]
+        if names:
+            statement = ast.unparse(
+                ast.ImportFrom(module=module, names=names, level=0)
+                if isinstance(node, ast.ImportFrom)
+                else ast.Import(names=names)
+            )
+            groups[module.split(".")[0] in ("alembic", "sqlalchemy")].append(statement)
+    if "postgresql" in wanted:
+        groups[True].append("from sqlalchemy.dialects import postgresql")
+    if "sa" in wanted and "import sqlalchemy as sa" not in groups[True]:
+        groups[True].insert(0, "import sqlalchemy as sa")
+    # As isort orders them: "import x" before "from x import y", each by module.
+    for statements in groups.values():
+        statements.sort(key=lambda line: (line.startswith("from "), line.split()[1]))
+    return "\n\n".join("\n".join(group) for group in groups.values() if group)

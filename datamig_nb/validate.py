@@ -1,0 +1,161 @@
+"""Is the data right? Checks as queries of failing rows, several in one pass where they can be."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import sqlalchemy as sa
+
+from datamig_nb import sql
+from datamig_nb.database import STATEMENT_TIMEOUT_SECONDS, Database, read_table, run
+from datamig_nb.display import Shown
+from datamig_nb.errors import MigrationError
+from datamig_nb.migration import Check, Migration, RowCheck, added_columns
+from datamig_nb.names import TableName
+
+#: How many failing rows a report names for each check.
+KEYS_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """What one check found."""
+
+    #: What holds when the check passes, in words.
+    name: str
+    failing_rows: int
+    #: Names of the values in ``keys``.
+    key_columns: tuple[str, ...]
+    #: The first failing rows, at most KEYS_SHOWN, in key order.
+    keys: tuple[tuple[Any, ...], ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no row fails."""
+        return self.failing_rows == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationReport(Shown):
+    """Every check of a migration, with what it found."""
+
+    #: Name of the migration.
+    migration: str
+    results: tuple[CheckResult, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(result.passed for result in self.results)
+
+    @property
+    def summary(self) -> str:
+        """The report in one line of words."""
+        failed = sum(not result.passed for result in self.results)
+        return f"{len(self.results) - failed} checks passed, {failed} failed"
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row a check: ``check``, ``passed``, ``failing_rows``, ``keys`` (list of tuples)."""
+        return pd.DataFrame(
+            [(r.name, r.passed, r.failing_rows, list(r.keys)) for r in self.results],
+            columns=["check", "passed", "failing_rows", "keys"],
+        )
+
+    def __repr__(self) -> str:
+        lines = [f"ValidationReport of {self.migration!r}: {self.summary}"]
+        for result in self.results:
+            lines.append(f"  {'passed' if result.passed else 'FAILED'}  {result.name}")
+            if not result.passed:
+                first = ", ".join(map(str, result.keys))
+                lines.append(f"          {result.failing_rows} rows, the first: {first}")
+        return "\n".join(lines)
+
+
+def validate(
+    db: Database,
+    migration: Migration,
+    *,
+    timeout_seconds: float = STATEMENT_TIMEOUT_SECONDS,
+) -> ValidationReport:
+    """Check the result of a migration that ran, in one snapshot, without writing.
+
+    Checks over the rows of the same table are counted in one pass; keys are looked up for failing
+    checks only.
+
+    Raises
+    ------
+    MigrationError
+        If the migration has no checks, or its columns are not there: it did not run here.
+    QueryError
+        If a check's SQL does not work, or takes longer than ``timeout_seconds``.
+    """
+    checks = tuple(check for check in migration.checks if not check.before)
+    if not checks:
+        raise MigrationError(
+            f"migration {migration.name!r} has no checks", "add some, such as no_nulls()"
+        )
+    with db.read_only("validating", timeout_seconds=timeout_seconds) as connection:
+        keys = {
+            name: read_table(connection, name).key
+            for name in dict.fromkeys(c.table for c in checks if isinstance(c, RowCheck))
+        }
+        _require_upgraded(connection, migration)
+        counts = _counts(connection, checks)
+        results = tuple(
+            _result(connection, check, keys, counts.get(number))
+            for number, check in enumerate(checks)
+        )
+    return ValidationReport(migration=migration.name, results=results)
+
+
+def _require_upgraded(connection: sa.Connection, migration: Migration) -> None:
+    for name, columns in added_columns(migration).items():
+        table = read_table(connection, name)
+        for column in columns:
+            if not table.has(column):
+                raise MigrationError(
+                    f"table {str(name)!r} has no column {column!r}: the migration did not run here",
+                    "run 'alembic upgrade head' on this database first",
+                )
+
+
+def _counts(connection: sa.Connection, checks: Sequence[Check]) -> dict[int, int]:
+    """Failing rows of the row checks, by their place: one pass over each table."""
+    together: dict[TableName, list[tuple[int, RowCheck]]] = defaultdict(list)
+    for number, check in enumerate(checks):
+        if isinstance(check, RowCheck):
+            together[check.table].append((number, check))
+    counts: dict[int, int] = {}
+    for group in together.values():
+        row = run(connection, sql.count_failing([check for _, check in group])).one()
+        counts.update(zip((number for number, _ in group), row, strict=True))
+    return counts
+
+
+def _result(
+    connection: sa.Connection,
+    check: Check,
+    keys: dict[TableName, tuple[str, ...]],
+    counted: int | None,
+) -> CheckResult:
+    if counted == 0:
+        return CheckResult(name=check.name, failing_rows=0, key_columns=(), keys=())
+    failing = sql.failing_rows(check, keys[check.table] if isinstance(check, RowCheck) else ())
+    found = run(connection, f"SELECT * FROM (\n{failing}\n) AS failing LIMIT {KEYS_SHOWN}")
+    columns, rows = tuple(found.keys()), found.all()
+    if counted is None:
+        counted = len(rows)
+        if counted == KEYS_SHOWN:
+            all_rows = f"SELECT count(*) FROM (\n{failing}\n) AS failing"
+            counted = int(run(connection, all_rows).scalar_one())
+    return CheckResult(
+        name=check.name,
+        failing_rows=counted,
+        key_columns=columns,
+        keys=tuple(tuple(row) for row in rows),
+    )

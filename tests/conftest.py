@@ -1,0 +1,81 @@
+"""One real server a run, one database a test: copied from a template, dropped afterwards."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+from datamig_nb.database import Database, connect
+from datamig_nb.server import stop_server
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server_home() -> Iterator[Path]:
+    """A home of its own for the server of this run, short, and reachable by other users."""
+    for name in [name for name in os.environ if name.startswith("PG") or name == "DATABASE_URL"]:
+        del os.environ[name]
+    with pytest.MonkeyPatch.context() as patch:
+        home = Path(tempfile.mkdtemp(prefix="dm-"))
+        home.chmod(0o755)
+        patch.setenv("DATAMIG_HOME", str(home))
+        yield home
+        stop_server(home)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def samples(server_home: Path) -> Database:
+    """The sample database of the run: only to be read."""
+    assert server_home.is_dir()
+    return connect()
+
+
+@pytest.fixture
+def make_database(samples: Database) -> Iterator[Callable[[str], Database]]:
+    """Make a database from a template, dropped after the test."""
+    made: list[Database] = []
+    engine = sa.create_engine(
+        samples.at("postgres").url, poolclass=NullPool, isolation_level="AUTOCOMMIT"
+    )
+
+    def make(template: str) -> Database:
+        database = samples.at(f"test_{next(_numbers)}")
+        with engine.connect() as connection:
+            connection.exec_driver_sql(
+                f"CREATE DATABASE {database.url.database} TEMPLATE {template}"
+            )
+        made.append(database)
+        return database
+
+    yield make
+    with engine.connect() as connection:
+        for database in made:
+            connection.exec_driver_sql(f"DROP DATABASE {database.url.database} WITH (FORCE)")
+
+
+@pytest.fixture
+def database(make_database: Callable[[str], Database]) -> Database:
+    """An empty database."""
+    return make_database("template0")
+
+
+@pytest.fixture
+def sample_database(make_database: Callable[[str], Database]) -> Database:
+    """A fresh copy of the samples: schemas players, flights and guide."""
+    return make_database("samples")
+
+
+@pytest.fixture
+def empty_url(database: Database) -> str:
+    """URL of an empty database."""
+    return database.dsn
