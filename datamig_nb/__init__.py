@@ -9,6 +9,7 @@ from __future__ import annotations
 from datamig_nb.database import Database, connect
 from datamig_nb.errors import DatamigError
 from datamig_nb.export import Export, export, verify
+from datamig_nb.html import save_html  # its module registers what Jupyter shows
 from datamig_nb.migration import (
     Migration,
     add_column,
@@ -27,6 +28,8 @@ from datamig_nb.migration import (
 )
 from datamig_nb.patterns import map_values, split_column
 from datamig_nb.preview import Preview, preview
+from datamig_nb.profile import TableProfile, profile
+from datamig_nb.project import create_project
 from datamig_nb.rehearse import Rehearsal, rehearse
 from datamig_nb.render import Revision, render
 from datamig_nb.validate import ValidationReport, validate
@@ -41,6 +44,7 @@ __all__ = [
     "Preview",
     "Rehearsal",
     "Revision",
+    "TableProfile",
     "ValidationReport",
     "add_column",
     "allowed_values",
@@ -50,6 +54,7 @@ __all__ = [
     "connect",
     "create_check_constraint",
     "create_enum",
+    "create_project",
     "export",
     "keep_in_step",
     "map_values",
@@ -57,9 +62,11 @@ __all__ = [
     "no_nulls",
     "no_orphans",
     "preview",
+    "profile",
     "rehearse",
     "render",
     "rows_check",
+    "save_html",
     "split_column",
     "unique",
     "validate",

@@ -12,7 +12,7 @@ from alembic.operations import ops
 from sqlalchemy.dialects import postgresql
 
 from datamig_nb import sql
-from datamig_nb.database import Database, Table, read_table
+from datamig_nb.database import Column, Database, Table, read_table
 from datamig_nb.errors import ExpressionError, MigrationError
 from datamig_nb.migration import (
     Backfill,
@@ -41,6 +41,10 @@ class Catalog:
         """The table of that name."""
         return self.tables[name]
 
+    def row(self, table: TableName) -> str:
+        """The name that stands for a whole row: the table's own, unless a column is called so."""
+        return "" if self.tables[table].has(table.name) else table.name
+
     def cast(self, table: TableName, column: str, expression: str) -> str:
         """The expression as the column's type takes it: PostgreSQL casts no text to an enum."""
         added = self.added.get(table, {}).get(column)
@@ -55,13 +59,10 @@ class Catalog:
         if added is None:
             known = self.tables[table].column(column)
             return ColumnType(name=known.type, length=known.length)
-        return ColumnType(
-            name=added.type.compile(dialect=postgresql.dialect()),
-            length=getattr(added.type, "length", None),
-            labels=tuple(map(literal, added.type.enums))
-            if isinstance(added.type, sa.Enum)
-            else None,
-        )
+        name = added.type.compile(dialect=postgresql.dialect())
+        if isinstance(added.type, sa.Enum):  # its length is that of the longest label: no limit
+            return ColumnType(name=name, labels=tuple(map(literal, added.type.enums)))
+        return ColumnType(name=name, length=getattr(added.type, "length", None))
 
     def implied_checks(self, migration: Migration) -> tuple[RowCheck, ...]:
         """What the types and constraints of filled columns ask of every row, before any write."""
@@ -114,9 +115,11 @@ def read_catalog(db: Database, migration: Migration) -> Catalog:
         )
         _require_absent(catalog)
         for step in migration.steps:
+            if isinstance(step, ops.AlterColumnOp):
+                _require_column(TableName(step.schema, step.table_name), step.column_name, catalog)
             if isinstance(step, Backfill | KeepInStep):
                 _require_columns(step, catalog)
-                _require_repeatable(step)
+                _require_repeatable(step, catalog)
                 for expression in step.assign.values():
                     require_expression(connection, step.table, expression)
             if isinstance(step, Backfill) and step.where is not None:
@@ -134,23 +137,25 @@ def require_expression(connection: sa.Connection, table: TableName, expression: 
         there.
     """
     raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
-    query = f"SELECT (\n{expression}\n) FROM {table.sql} LIMIT 0"
+    # In all the places where statements have it: with parentheses, without, and where neither
+    # aggregates nor a comment at its end can be.
+    query = (
+        f"SELECT ({expression}), {expression} FROM {table.sql} WHERE ({expression}) IS NULL LIMIT 0"
+    )
     try:
         with raw.transaction(), raw.cursor() as cursor:
             # A prepared statement cannot hold two commands: PostgreSQL itself refuses the second.
             cursor.execute(query.encode(), prepare=True)
             columns = cursor.description or []
     except psycopg.Error as error:
-        state, reason = error.sqlstate, error.diag.message_primary or str(error)
-        if state == "42601" and "multiple commands" in reason:
-            reason, advice = (
-                "it is more than one statement",
-                "write one SQL expression, without ';'",
-            )
-        else:
-            advice = f"write it as you would in SELECT … FROM {table.sql}"
-        raise ExpressionError(expression, reason, advice) from error
-    if len(columns) != 1 or columns[0].type_code == _RECORD:
+        if error.sqlstate in (None, "42501"):  # a lost connection, a missing privilege
+            raise
+        raise ExpressionError(
+            expression,
+            error.diag.message_primary or str(error),
+            f"write one expression over the columns of {table.sql}, no ';' or comment at its end",
+        ) from error
+    if len(columns) != 2 or columns[0].type_code == _RECORD:
         raise ExpressionError(
             expression, "it gives more than one value", "give each column an expression of its own"
         )
@@ -180,19 +185,22 @@ def _require_absent(catalog: Catalog) -> None:
 
 
 def _require_columns(step: Backfill | KeepInStep, catalog: Catalog) -> None:
-    table = catalog.table(step.table)
     for column in step.assign:
-        if column in catalog.added.get(step.table, {}):
-            continue
-        if table.column(column).generated:
+        known = _require_column(step.table, column, catalog)
+        if known is not None and known.generated:
             raise MigrationError(
                 f"column {column!r} of {str(step.table)!r} is generated", "fill another column"
             )
 
 
-def _require_repeatable(step: Backfill | KeepInStep) -> None:
+def _require_column(table: TableName, column: str, catalog: Catalog) -> Column | None:
+    """The column as it is, or None where the migration adds it."""
+    return None if column in catalog.added.get(table, {}) else catalog.table(table).column(column)
+
+
+def _require_repeatable(step: Backfill | KeepInStep, catalog: Catalog) -> None:
     for column, expression in step.assign.items():
-        read = sql.columns_read(expression, step.assign)
+        read = sql.columns_read(expression, step.assign, catalog.row(step.table))
         if read:
             raise MigrationError(
                 f"the expression for {column!r} of {str(step.table)!r} reads {read[0]!r}, which"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -190,7 +191,7 @@ def connect(url: str | sa.URL | None = None, *, fresh: bool = False) -> Database
         If the sample database needs a package that is not installed.
     """
     given = url or os.environ.get("DATABASE_URL")
-    if given is None:
+    if not given:
         return _samples(fresh)
     if fresh:
         raise ConnectionFailedError(
@@ -262,14 +263,19 @@ def _ours(what: str, url: sa.URL, error: BaseException | None) -> DatabaseError:
 
 
 def _reason(error: BaseException | None, url: sa.URL) -> str:
-    """The first line of the driver's message, without its prefix and without the password."""
+    """The driver's message on one line, without its prefixes and without the password."""
     primary = getattr(getattr(error, "diag", None), "message_primary", None)
-    text = primary or str(error).strip().splitlines()[0]
-    for prefix in ("FATAL:  ", "ERROR:  ", "connection failed: "):
+    text = primary or (str(error).strip().splitlines() or ["no reason was given"])[0]
+    for prefix in ("FATAL:  ", "ERROR:  ", "connection failed: ", "connection is bad: "):
         text = text.split(prefix, 1)[-1]
+    text = _TCP.sub("", text)
     if url.password:
         text = text.replace(str(url.password), "***")
-    return text.strip()
+    return " ".join(text.split())
+
+
+# Says again what _target() says.
+_TCP = re.compile(r'connection to server at "[^"]*"(?: \([^)]*\))?, port \d+ failed: ')
 
 
 def _connection_advice(reason: str) -> str:
@@ -278,6 +284,13 @@ def _connection_advice(reason: str) -> str:
         "password authentication": "check user and password in the URL",
         "no password supplied": "put the password into the URL or a ~/.pgpass file",
         "does not exist": "check the name in the URL",
+        "permission denied": "ask for the privilege CONNECT on the database",
+        "not permitted to log in": "ask for LOGIN for this role, or use another",
+        "pg_hba.conf": "ask who runs the server to let this user in from here",
+        "SSL": "check sslmode= in the URL",
+        "sslmode": "check sslmode= in the URL",
+        "connection option": "check what follows '?' in the URL",
+        "too many": "try again when other sessions have ended",
         "resolve host": "check the host in the URL",
         "translate host": "check the host in the URL",
         "refused": "check host and port, and that the server runs",
@@ -294,12 +307,14 @@ def _target(url: sa.URL) -> str:
     """Where a URL leads, in words that hold neither password nor socket path."""
     host = url.host or ("a local socket" if url.query.get("host") else "localhost")
     port = f":{url.port}" if url.port else ""
-    return f"{url.database or url.username} at {host}{port}"
+    return f"{url.database or url.username or 'the default database'} at {host}{port}"
 
 
 def _parsed(url: str | sa.URL) -> sa.URL:
     try:
         parsed = sa.make_url(url)
+        if isinstance(url, str) and "@" in f"{parsed.host}{parsed.database}":
+            raise ValueError("a password with '@' in it: what follows would be shown")
     except (ArgumentError, ValueError):
         raise ConnectionFailedError(
             "the database",
@@ -308,7 +323,7 @@ def _parsed(url: str | sa.URL) -> sa.URL:
         ) from None
     if parsed.get_backend_name() not in ("postgresql", "postgres"):
         raise ConnectionFailedError(
-            _target(parsed),
+            "the database",
             f"{parsed.drivername!r} is not PostgreSQL",
             "give a URL that begins with postgresql://",
         )
@@ -317,8 +332,15 @@ def _parsed(url: str | sa.URL) -> sa.URL:
 
 def _checked(url: sa.URL) -> Database:
     engine = sa.create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": 10})
-    with explained("connecting", url), engine.connect() as connection:
-        number = connection.execute(sa.text("SHOW server_version_num")).scalar_one()
+    try:
+        with explained("connecting", url), engine.connect() as connection:
+            number = connection.execute(sa.text("SHOW server_version_num")).scalar_one()
+    except TypeError as error:  # the driver gives bytes for the text of such a database
+        raise ConnectionFailedError(
+            _target(url),
+            "its encoding is SQL_ASCII, which says nothing of its characters",
+            "add ?client_encoding=utf8 to the URL",
+        ) from error
     major, minor = divmod(int(number), 10_000)
     if major < 14:
         raise ConnectionFailedError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import tempfile
@@ -73,8 +74,9 @@ def export(rehearsal: Rehearsal | Revision, *, alembic: str | Path | None = None
         )
     if revision.down_revision is not None or project.script.get_heads():
         _require_head(project, revision)
+    text = with_evidence(rehearsal)
     path = _placed(project, revision)
-    _write(path, with_evidence(rehearsal))
+    _write(path, text)
     return Export(revision=revision, path=path)
 
 
@@ -82,17 +84,16 @@ def with_evidence(rehearsal: Rehearsal) -> str:
     """The revision's text with lines of evidence below its docstring."""
     text = rehearsal.revision.text
     stages = ", ".join(stage.name for stage in rehearsal.stages)
-    evidence = "".join(
-        f"{EVIDENCE_MARK}{line}\n"
-        for line in (
-            f"rehearsed on PostgreSQL {rehearsal.server_version} with {rehearsal.rows:,} rows",
-            f"passed {stages}",
-            f"the way back is {rehearsal.verdict}",
-            f"sha256 {digest(text)}",
-        )
+    evidence = (
+        f"rehearsed on PostgreSQL {rehearsal.server_version} with {rehearsal.rows:,} rows",
+        f"passed {stages}",
+        f"the way back is {rehearsal.verdict}",
+        f"sha256 {digest(text)}",
     )
-    place = text.index('\n"""\n') + len('\n"""\n')
-    return text[:place] + evidence + text[place:]
+    # A post-write hook may have moved the end of the docstring; Python knows where it is.
+    place = ast.parse(text).body[0].end_lineno
+    lines = text.split("\n")
+    return "\n".join([*lines[:place], *(EVIDENCE_MARK + line for line in evidence), *lines[place:]])
 
 
 def verify(path: str | Path) -> None:
@@ -103,7 +104,12 @@ def verify(path: str | Path) -> None:
     ExportRefusedError
         If the file carries no evidence, or was edited after it was vetted.
     """
-    text = Path(path).read_text(encoding="utf-8")
+    try:
+        text = Path(path).read_text(encoding="utf-8")  # line ends of any kind are read as \n
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExportRefusedError(
+            f"{Path(path).name} cannot be read: {error}", "give the path of an exported revision"
+        ) from error
     mark = f"{EVIDENCE_MARK}sha256 "
     digests = [line.removeprefix(mark) for line in text.splitlines() if line.startswith(mark)]
     if len(digests) != 1:
@@ -131,17 +137,30 @@ def _placed(project: Project, revision: Revision) -> Path:
     """Let Alembic make the file, so that name and place follow the project's settings."""
     script = project.script
     script.hooks = []  # the rendered text went through them
+    there = {Path(known.path): Path(known.path).read_bytes() for known in script.walk_revisions()}
+    # Alembic puts a file beside the one that it follows; the first of a project follows none.
+    first = script.version_locations[0] if script.version_locations else None
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # Alembic says "Generating …"
             made = script.generate_revision(
-                revision.id, revision.migration.name, head=revision.down_revision or "base"
+                revision.id,
+                revision.migration.name,
+                head=revision.down_revision or "base",
+                version_path=None if revision.down_revision else first,
             )
     except (CommandError, OSError) as error:
         raise AlembicProjectError(
             f"Alembic cannot write the file: {error}", "correct the project's settings"
         ) from error
     assert made is not None
-    return Path(made.path)
+    path = Path(made.path)
+    if path in there:  # Alembic replaces a file of the same name without a word
+        path.write_bytes(there[path])
+        raise ExportRefusedError(
+            f"{path.name} is the name of another revision's file",
+            "put %(rev)s into the project's file_template, or give the migration another name",
+        )
+    return path
 
 
 def _write(path: Path, text: str) -> None:

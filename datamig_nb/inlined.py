@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
 revision = "inlined"
 
@@ -58,17 +58,27 @@ def own_commits() -> Generator[None]:
     context = op.get_context()
     if context.as_sql:
         raise RuntimeError(f"{revision} works in batches that it measures; run it without --sql")
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(context.autocommit_block())
-        except AssertionError:
-            raise RuntimeError(
-                f"{revision} commits each batch, but env.py opened a transaction before"
-                " context.configure(); let Alembic open it, with context.begin_transaction()"
-            ) from None
-        execute("CREATE SCHEMA IF NOT EXISTS datamig")
-        execute(RUN_TABLE)
-        yield
+    try:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(context.autocommit_block())
+            except AssertionError:
+                raise RuntimeError(
+                    f"{revision} commits each batch, but env.py opened a transaction before"
+                    " context.configure(); let Alembic open it, with context.begin_transaction()"
+                ) from None
+            execute("CREATE SCHEMA IF NOT EXISTS datamig")
+            execute(RUN_TABLE)
+            yield
+    except PendingRollbackError as error:
+        # Alembic could not end its block over a lost connection: tell what made it so.
+        stopped_by = error.__context__
+        if not isinstance(stopped_by, DBAPIError):  # Ctrl-C
+            raise stopped_by or error from None
+        raise RuntimeError(
+            f"{revision} lost its connection: {str(stopped_by.orig).splitlines()[0]}; run Alembic"
+            " again, it goes on where it was"
+        ) from stopped_by
 
 
 def preflight(*checks: str) -> None:
@@ -103,22 +113,33 @@ def step(change: Callable[[], object]) -> None:
 def require(check: str) -> None:
     """Refuse to go on while the check's query returns rows; its first line says what holds."""
     name = check.strip().splitlines()[0].removeprefix("-- ")
-    rows = (
-        execute(
-            f"SELECT count(*) OVER () AS failing_rows, failing.* FROM (\n{check.strip()}\n) AS failing LIMIT 5"
-        )
-        .mappings()
-        .all()
-    )
+    rows = execute(
+        f"SELECT count(*) OVER (), failing::text FROM (\n{check.strip()}\n) AS failing LIMIT 5"
+    ).all()
     if rows:
-        # The rows that fail will be repaired: the next run has to look at every row again.
-        execute(f"UPDATE datamig.run SET cursor = NULL WHERE revision = '{revision}'")
-        first = ", ".join(str(tuple(row.values())[1:]) for row in rows)
+        rewind()
+        first = ", ".join(str(tuple(row)[1]) for row in rows)
         raise RuntimeError(
-            f"{revision} stopped, for it requires: {name}; {rows[0]['failing_rows']} rows fail, the first"
+            f"{revision} stopped, for it requires: {name}; {rows[0][0]} rows fail, the first"
             f" {first}; repair them and run Alembic again, it goes on here"
         )
     log.info("checked: %s", name)
+
+
+def require_unedited(table: str, columns: tuple[str, ...], check: str) -> None:
+    """Refuse to drop edited values; columns that a stopped run dropped already are passed over."""
+    listed = ", ".join(map(quoted, columns))
+    there = execute(
+        f"SELECT count(*) FROM pg_attribute WHERE attrelid = {quoted(table)}::regclass"
+        f" AND attname IN ({listed}) AND NOT attisdropped"
+    )
+    if there.scalar_one() == len(columns):
+        require(check)
+
+
+def rewind() -> None:
+    """Let the next run look at every row again: the rows that fail will be repaired."""
+    execute(f"UPDATE datamig.run SET cursor = NULL WHERE revision = '{revision}'")
 
 
 def set_not_null(table: str, column: str, constraint: str) -> None:
@@ -130,10 +151,20 @@ def set_not_null(table: str, column: str, constraint: str) -> None:
 
 def add_check(table: str, constraint: str, condition: str) -> None:
     """Add a CHECK for new rows first, then prove it for the old ones without blocking writers."""
-    step(lambda: execute(f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {constraint}"))
+    drop = f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {constraint}"
     add = f"ALTER TABLE {table} ADD CONSTRAINT {constraint} CHECK ({condition}) NOT VALID"
+    step(lambda: execute(drop))
     step(lambda: execute(add))
-    step(lambda: execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {constraint}"))
+    try:
+        step(lambda: execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {constraint}"))
+    except IntegrityError as error:
+        step(lambda: execute(drop))  # left there, it would refuse every update of these rows
+        rewind()
+        failing = f"SELECT * FROM {table} WHERE NOT ({' '.join(condition.split())})"
+        raise RuntimeError(
+            f"{revision} stopped, for rows break {constraint}; find them with {failing}, repair"
+            " them and run Alembic again, it goes on here"
+        ) from error
 
 
 def create_enum(name: str, labels: str) -> None:
@@ -184,7 +215,7 @@ def one_batch(name: str, table: str, key: tuple[str, ...], update: str) -> bool:
                 f"SELECT concat_ws(', ', {', '.join(f'quote_literal({part})' for part in key)})"
                 f" AS key, count(*) OVER () AS rows FROM (SELECT {keys} FROM {table} WHERE {after}"
                 f" ORDER BY {keys} LIMIT {rows}) AS batch"
-                f" ORDER BY {', '.join(f'{part} DESC' for part in key)} LIMIT 1"
+                f" ORDER BY {', '.join(f'batch.{part} DESC' for part in key)} LIMIT 1"
             )
             .mappings()
             .first()
@@ -208,7 +239,7 @@ def one_batch(name: str, table: str, key: tuple[str, ...], update: str) -> bool:
 def next_batch_rows(rows: int, seconds: float) -> int:
     """Rows of the next batch, toward BATCH_SECONDS: at most half as many again, down at once."""
     wanted = rows * min(1.5, BATCH_SECONDS / max(seconds, 0.001))
-    return max(100, min(MOST_BATCH_ROWS, int(wanted)))
+    return min(MOST_BATCH_ROWS, max(100, int(wanted)))
 
 
 def progress(name: str) -> str:
@@ -222,17 +253,24 @@ def progress(name: str) -> str:
 
 def with_retries(work: Callable[[], Result]) -> Result:
     """Do the work; where a lock was not to be had, wait longer each time and do it again."""
-    for attempt in range(1, ATTEMPTS):
+    attempt = 1
+    while True:
         try:
             return work()
         except DBAPIError as error:
             state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
             if state not in RETRIED:
                 raise
+            reason = str(error.orig).splitlines()[0]
+            if attempt >= ATTEMPTS:
+                raise RuntimeError(
+                    f"{revision} gave up after {ATTEMPTS} attempts: {reason}; find out in"
+                    " pg_stat_activity who holds the lock, and run Alembic again, it goes on here"
+                ) from error
             wait = random.uniform(0.5, 1.0) * min(10.0, 0.1 * 2**attempt)
-            log.warning("SQLSTATE %s, attempt %d, again in %.1f s", state, attempt, wait)
+            log.warning("%s, attempt %d, again in %.1f s", reason, attempt, wait)
             time.sleep(wait)
-    return work()
+            attempt += 1
 
 
 @contextmanager

@@ -7,7 +7,7 @@ touches a database.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 import sqlalchemy as sa
 from alembic.operations import ops
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import CompileError
+from sqlalchemy.sql import visitors
 
 from datamig_nb.display import Shown
 from datamig_nb.errors import MigrationError
@@ -25,6 +27,9 @@ Expression: TypeAlias = "str | sa.ColumnElement[Any]"
 
 # Stands in the batch statements for the range of keys of one batch.
 BATCH_MARK = "{batch}"
+
+# What rendered statements use themselves, so that no expression may hold it.
+_MARKS = (BATCH_MARK, "$datamig$", "\0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +108,8 @@ class QueryCheck:
 
 Check: TypeAlias = RowCheck | QueryCheck
 DataStep: TypeAlias = Backfill | KeepInStep | CreateEnum | RowCheck | QueryCheck
-Step: TypeAlias = ops.MigrateOperation | DataStep
+SchemaStep: TypeAlias = ops.AddColumnOp | ops.AlterColumnOp | ops.CreateCheckConstraintOp
+Step: TypeAlias = SchemaStep | DataStep
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -130,10 +136,7 @@ class Migration(Shown):
         if not steps:
             raise MigrationError(f"migration {name!r} has no steps", "give it at least one step")
         for step in steps:
-            if not isinstance(step, Step):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise MigrationError(
-                    f"{step!r} is no step of a migration", "make steps with backfill(), check(), …"
-                )
+            _require_step(step)
         object.__setattr__(self, "name", " ".join(name.split()))
         object.__setattr__(self, "steps", steps)
 
@@ -160,6 +163,21 @@ class Migration(Shown):
         return "\n".join((f"Migration: {self.name}", *lines))
 
 
+def _require_step(step: Step) -> None:
+    if not isinstance(step, Step):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise MigrationError(
+            f"{type(step).__name__} is no step of a migration",
+            "make steps with add_column(), backfill(), check(), …",
+        )
+    if isinstance(step, ops.AlterColumnOp):
+        changes = [(change[0], change[-1]) for change in step.to_diff_tuple()]
+        if changes != [("modify_nullable", False)]:
+            raise MigrationError(
+                f"an AlterColumnOp of {step.column_name!r} does something else than NOT NULL",
+                "make it with alter_column(); a change of the type is a new column",
+            )
+
+
 def describe(step: Step) -> str:
     """One line in words for a step, as shown in lists and in the revision's header."""
     match step:
@@ -172,8 +190,6 @@ def describe(step: Step) -> str:
             constraint_name=name, table_name=table, schema=schema, condition=condition
         ):
             return f"add the CHECK {name} to {TableName(schema, table)}: {condition}"
-        case ops.MigrateOperation():
-            return type(step).__name__
         case _:
             return str(step)
 
@@ -199,9 +215,23 @@ def add_column(
     Raises
     ------
     MigrationError
-        If the column is NOT NULL without a ``server_default``, or has a client-side ``default``,
-        which no existing row would get.
+        If the column is NOT NULL without a ``server_default``, has a client-side ``default``,
+        which no existing row would get, or brings a key, a constraint or an index.
     """
+    if (
+        column.constraints
+        or column.foreign_keys
+        or any((column.primary_key, column.unique, column.index))
+    ):
+        raise MigrationError(
+            f"column {column.name!r} brings a key, a constraint or an index of its own, which would"
+            " hold a long lock",
+            "add the column without it, and the constraint in a revision of its own",
+        )
+    if isinstance(column.type, sa.types.NullType):
+        raise MigrationError(
+            f"column {column.name!r} has no type", "give it one, such as sa.Text()"
+        )
     if column.default is not None:
         raise MigrationError(
             f"column {column.name!r} has default=, which acts in Python only: no row would get it",
@@ -249,6 +279,11 @@ def create_enum(name: str, *labels: str) -> CreateEnum:
         raise MigrationError(
             f"enum {name!r} needs labels, each once", f"these were given: {', '.join(labels)}"
         )
+    for label in labels:
+        if len(label.encode()) > 63:
+            raise MigrationError(
+                f"the label {label!r} of enum {name!r} has more than 63 bytes", "shorten it"
+            )
     return CreateEnum(name=TableName.parse(name), labels=labels)
 
 
@@ -317,6 +352,8 @@ def no_nulls(table: str, *columns: str) -> RowCheck:
 def allowed_values(table: str, column: str, values: Iterable[str]) -> RowCheck:
     """A column holds only these values, or NULL."""
     allowed = ", ".join(literal(value) for value in values)
+    if not allowed:
+        raise MigrationError(f"no value of {column!r} is allowed", "name at least one")
     return rows_check(
         f"{column} of {table} holds only {allowed}",
         table,
@@ -366,25 +403,46 @@ def expression_text(expression: Expression) -> str:
     Raises
     ------
     MigrationError
-        If it is empty, or holds the mark that stands for a batch in rendered statements.
+        If it is empty, holds a mark that rendered statements use, or is an element that has no
+        text of its own.
     """
-    if isinstance(expression, str):
-        text = expression.strip()
-    else:
-        # paramstyle "named" leaves % alone, which other styles double.
-        text = str(
-            expression.compile(
-                dialect=postgresql.dialect(paramstyle="named"),
-                compile_kwargs={"literal_binds": True, "include_table": False},
-            )
-        )
+    text = expression.strip() if isinstance(expression, str) else _compiled(expression)
     if not text:
         raise MigrationError("an expression is empty", "write SQL over the columns of the row")
-    if BATCH_MARK in text:
-        raise MigrationError(
-            f"the expression {text!r} holds {BATCH_MARK}, the mark of a batch", "write it otherwise"
-        )
+    for mark in _MARKS:
+        if mark in text:
+            raise MigrationError(
+                f"the expression {text!r} holds {mark!r}, which rendered statements use themselves",
+                "write it otherwise",
+            )
     return text
+
+
+def _compiled(element: sa.ColumnElement[Any]) -> str:
+    for part in visitors.iterate(element):
+        if isinstance(part, sa.BindParameter) and part.required:
+            raise MigrationError(
+                f"the expression {str(element)!r} has no value for :{part.key}",
+                r"give it a value, or write a colon that is none of SQLAlchemy's as '\:'",
+            )
+        if isinstance(part, sa.SelectBase):
+            raise MigrationError(
+                "a SQLAlchemy element with a subquery would lose the names of its tables",
+                "write the expression as text",
+            )
+    # paramstyle "named" leaves % alone, which other styles double.
+    dialect = postgresql.dialect(paramstyle="named")
+    # SQLAlchemy 2.0 doubles backslashes until it has asked a server whether it should.
+    dialect._backslash_escapes = False  # pyright: ignore[reportPrivateUsage]
+    try:
+        compiled = element.compile(
+            dialect=dialect, compile_kwargs={"literal_binds": True, "include_table": False}
+        )
+    except CompileError as error:
+        raise MigrationError(
+            f"the expression cannot be written as text: {error.args[0]}", "write it as text"
+        ) from error
+    return str(compiled)
 
 
 def _expressions(step: str, assign: Mapping[str, Expression]) -> Mapping[str, str]:
@@ -393,6 +451,8 @@ def _expressions(step: str, assign: Mapping[str, Expression]) -> Mapping[str, st
     return MappingProxyType({column: expression_text(text) for column, text in assign.items()})
 
 
-def _columns(columns: Iterable[str]) -> str:
+def _columns(columns: Collection[str]) -> str:
+    if not columns:
+        raise MigrationError("no column is named", "name at least one")
     *most, last = columns
     return f"{', '.join(most)} and {last}" if most else last

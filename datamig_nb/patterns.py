@@ -70,17 +70,15 @@ def map_values(
         If there is nothing to map, or the wishes contradict each other.
     """
     _require_map(values, type, unmapped, nullable)
-    name = TableName.parse(table)
-    old, targets = quote(column), tuple(dict.fromkeys(filter(None, values.values())))
+    name, old = TableName.parse(table), quote(column)
+    targets = tuple(dict.fromkeys(value for value in values.values() if value is not None))
     enum = TableName(name.schema, f"{name.name}_{into}")
     expression = _case(old, values, unmapped)
     steps: list[Step] = []
     if unmapped == "fail":
         steps.append(_all_mapped(table, column, values))
     if type == "enum":
-        steps.append(
-            create_enum(f'"{enum.schema}"."{enum.name}"' if enum.schema else enum.name, *targets)
-        )
+        steps.append(create_enum(enum.sql, *targets))
     steps += [
         add_column(name.name, sa.Column(into, _type(type, targets, enum)), schema=name.schema),
         keep_in_step(table, {into: expression}),
@@ -90,12 +88,10 @@ def map_values(
     if unmapped == "fail":
         steps.append(allowed_values(table, into, targets))
         if type == "varchar":
-            listed = ", ".join(map(literal, targets))
             constraint = f"{name.name}_{into}_check"[:63]
+            allowed = f"{quote(into)} IN {_listed(targets)}"
             steps.append(
-                create_check_constraint(
-                    constraint, name.name, f"{quote(into)} IN ({listed})", schema=name.schema
-                )
+                create_check_constraint(constraint, name.name, allowed, schema=name.schema)
             )
     if not nullable:
         steps += [
@@ -133,9 +129,16 @@ def split_column(
         the migration before its first write.
     nullable
         False makes the first column NOT NULL at the end.
+
+    Raises
+    ------
+    MigrationError
+        If both new columns have one name.
     """
     name = TableName.parse(table)
     first, last = into
+    if first == last:
+        raise MigrationError(f"both parts would go into {first!r}", "give into= two names")
     parts = _name_parts(quote(column))
     wanted: sa.types.TypeEngine[Any] = type if type is not None else sa.Text()
     steps: list[Step] = [
@@ -147,12 +150,12 @@ def split_column(
             f"{first} and {last} hold every letter of {column}",
             table,
             f"regexp_replace(concat({quote(first)}, {quote(last)}), '{_SPACE}', '', 'g')"
-            f" <> regexp_replace({quote(column)}, '{_SPACE}', '', 'g')",
+            f"\n<> regexp_replace({quote(column)}, '{_SPACE}', '', 'g')",
         ),
         rows_check(
             f"every name has a {first}",
             table,
-            f"{quote(first)} IS NULL AND {quote(column)} ~ '[^\\s\\u00a0\\u2007\\u202f]'",
+            f"{quote(first)} IS NULL AND {quote(column)} ~ '{_SPACE.replace('[', '[^')}'",
         ),
     ]
     if not nullable:
@@ -190,12 +193,12 @@ def _require_map(
 def _case(column: str, values: Mapping[str | None, str | None], unmapped: str) -> str:
     """The map as one CASE, a line for each new value."""
     lines = [
-        f"     WHEN {_is_one_of(column, olds)} THEN {literal(new)}"
+        f"    WHEN {_is_one_of(column, olds, '    ')} THEN {literal(new)}"
         for new, olds in _olds_by_new(values).items()
     ]
     if unmapped == "keep":
-        lines.append(f"     ELSE {column}")
-    return "CASE" + "\n".join(lines).removeprefix("    ") + "\nEND"
+        lines.append(f"    ELSE {column}")
+    return "\n".join(["CASE", *lines, "END"])
 
 
 def _olds_by_new(
@@ -207,20 +210,36 @@ def _olds_by_new(
     return olds
 
 
-def _is_one_of(column: str, olds: Sequence[str | None]) -> str:
-    present = [literal(old) for old in olds if old is not None]
-    conditions = [f"{column} IS NULL"] if None in olds else []
+def _is_one_of(column: str, values: Sequence[str | None], indent: str = "") -> str:
+    """Condition: the column has one of the values, of which NULL may be one."""
+    present = [value for value in values if value is not None]
+    conditions = [f"{column} IS NULL"] if None in values else []
     if len(present) == 1:
-        conditions.append(f"{column} = {present[0]}")
+        conditions.append(f"{column} = {literal(present[0])}")
     elif present:
-        conditions.append(f"{column} IN ({', '.join(present)})")
+        conditions.append(f"{column} IN {_listed(present, indent)}")
     return " OR ".join(conditions)
+
+
+def _listed(values: Sequence[str], indent: str = "") -> str:
+    """The values in parentheses, on lines of their own where one does not hold them."""
+    listed = ", ".join(map(literal, values))
+    if len(listed) <= 60:
+        return f"({listed})"
+    lines = [""]
+    for value in map(literal, values):
+        if lines[-1] and len(lines[-1]) + len(value) > 80:
+            lines.append("")
+        lines[-1] += f"{value}, "
+    body = "".join(f"\n{indent}    {line.removesuffix(' ')}" for line in lines)
+    return f"({body.removesuffix(',')}\n{indent})"
 
 
 def _all_mapped(table: str, column: str, values: Mapping[str | None, str | None]) -> Step:
     known = [old for old in values if old is not None]
-    failing = f"{quote(column)} NOT IN ({', '.join(map(literal, known))})" if known else "TRUE"
-    null = "" if None in values else f" OR {quote(column)} IS NULL"
+    old = quote(column)
+    failing = f"{old} NOT IN {_listed(known)}" if known else f"{old} IS NOT NULL"
+    null = "" if None in values else f" OR {old} IS NULL"
     return rows_check(
         f"every {column} of {table} has a new value", table, failing + null, before=True
     )
@@ -234,15 +253,18 @@ def _map_holds(
     unmapped: str,
 ) -> Step:
     """The map looked up as a table, not computed by CASE again."""
-    pairs = ", ".join(f"({literal(old)}, {literal(new)})" for old, new in values.items())
-    old = quote(column)
+    # The table's name before the column's: inside, one of the map's columns might be called so.
+    name, old = quote(TableName.parse(table).name), quote(column)
+    keep, by = unmapped == "keep", "    " if unmapped == "keep" else ""
+    pairs = ",".join(f"\n{by}        ({literal(o)}, {literal(new)})" for o, new in values.items())
     looked_up = (
-        f"(SELECT map.new_value FROM (VALUES {pairs}) AS map (old_value, new_value)"
-        f" WHERE map.old_value IS NOT DISTINCT FROM {old})"
+        f"(\n{by}    SELECT new_value\n{by}      FROM (VALUES{pairs}\n"
+        f"{by}      ) AS value_map (old_value, new_value)\n"
+        f"{by}     WHERE old_value IS NOT DISTINCT FROM {name}.{old}\n{by})"
     )
-    if unmapped == "keep":
-        known = ", ".join(literal(value) for value in values if value is not None)
-        looked_up = f"CASE WHEN {old} IN ({known}) THEN {looked_up} ELSE {old} END"
+    if keep:
+        known = _is_one_of(old, list(values), by)
+        looked_up = f"CASE\n    WHEN {known} THEN {looked_up}\n    ELSE {old}\nEND"
     return rows_check(
         f"{into} of {table} is what the map says",
         table,
@@ -265,6 +287,6 @@ def _name_parts(column: str) -> tuple[str, str]:
     # The first word, initials behind it, a nickname in quotes; then the end or a space.
     first = r"^\S+(?: [[:alpha:]]\.| ''[^'']+'')*(?= |$)"
     return (
-        f"substring({clean} FROM '{first}')",
-        f"nullif(btrim(regexp_replace({clean}, '{first}', '')), '')",
+        f"substring(\n    {clean}\n    FROM '{first}'\n)",
+        f"nullif(btrim(regexp_replace(\n    {clean},\n    '{first}', ''\n)), '')",
     )

@@ -7,24 +7,31 @@ batches will write.  Its checks are evaluated over that result, before there is 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pandas as pd
+import psycopg
 import sqlalchemy as sa
 from alembic.operations import ops
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import ProgrammingError
 
 from datamig_nb import preview_sql
 from datamig_nb.catalog import Catalog, read_catalog
-from datamig_nb.database import STATEMENT_TIMEOUT_SECONDS, Database, Table, run
+from datamig_nb.database import STATEMENT_TIMEOUT_SECONDS, Database, Table, explained, run
 from datamig_nb.display import Shown, visible
-from datamig_nb.migration import Backfill, Migration, RowCheck, describe
-from datamig_nb.names import TableName, quote
+from datamig_nb.errors import QueryError
+from datamig_nb.migration import Backfill, Migration, RowCheck, describe, expression_text
+from datamig_nb.names import TableName, literal, quote
 from datamig_nb.validate import KEYS_SHOWN
 
 #: Pairs of old and new values that a value map holds at most; it says when there are more.
 MAP_ROWS = 1_000
+
+# Values that several old ones become: more of them are told in one note.
+_MERGED_SHOWN = 10
 
 #: ``stops``: the revision would refuse or fail.  ``note``: worth knowing, nothing fails.
 Severity = Literal["stops", "note"]
@@ -58,8 +65,9 @@ class MapRow:
 class SampleRow:
     """A row that was chosen for a reason, before and after; values as PostgreSQL writes them."""
 
-    #: Why it was chosen, in words.
+    #: Why it was chosen, in words; several reasons with commas.
     why: str
+    #: Its key; where the table has none, its place.
     key: tuple[str | None, ...]
     before: tuple[str | None, ...]
     after: tuple[str | None, ...]
@@ -126,7 +134,9 @@ class Preview(Shown):
             mark = "STOPS" if hazard.severity == "stops" else "note "
             lines.append(f"  {mark}  {hazard.what}: {hazard.rows:,} rows; {hazard.advice}")
         for part in self.backfills:
-            lines.append(f"  {part.table}: {part.distinct:,} distinct values of {part.reads[0]}")
+            lines.append(
+                f"  {part.table}: {part.distinct:,} distinct values of {', '.join(part.reads)}"
+            )
             lines += [
                 f"    {_shown(pair.before)} → {_shown(pair.after)}  {pair.rows:,} rows"
                 for pair in part.map[:10]
@@ -143,8 +153,13 @@ def preview(
     """Show what a migration would do: every distinct value mapped, samples of edge cases, hazards.
 
     Read in one snapshot, without writing.  Sample rows are chosen for what tends to go wrong:
-    NULL, blank, spaces at the ends or doubled, tabs, the longest, the shortest, the least and the
-    greatest, non-ASCII letters, quotes, rare shapes, and values of which nothing is left.
+    NULL, empty, blank, spaces at the ends or doubled, tabs, no-break spaces, the longest, the
+    shortest, non-ASCII letters, accents apart from their letters, quotes, rare shapes, and values
+    of which nothing is left.
+
+    Hazards are what the revision would stop at: its own checks, and the types, NOT NULL, CHECK,
+    unique and foreign key constraints that the new values must meet.  Unique indexes over
+    expressions or over some rows only, and exclusion constraints, are left to the rehearsal.
 
     Raises
     ------
@@ -154,34 +169,57 @@ def preview(
         If an expression fails on a row, or takes longer than ``timeout_seconds``.
     """
     catalog = read_catalog(db, migration)
-    with db.read_only("previewing", timeout_seconds=timeout_seconds) as connection:
-        backfills = tuple(
-            _backfill(connection, step, catalog.table(step.table)) for step in migration.backfills
-        )
-        hazards = [*_before(connection, migration, catalog)]
-        hazards += _predicted(connection, migration, catalog)
+    try:
+        with db.read_only("previewing", timeout_seconds=timeout_seconds) as connection:
+            hazards = _before(connection, migration, catalog)
+            backfills: list[BackfillPreview] = []
+            incomparable: set[tuple[TableName, str]] = set()
+            for step in migration.backfills:
+                reasons = _incomparable(connection, step, catalog)
+                part = _backfill(connection, step, catalog.table(step.table), reasons)
+                hazards += _incomparable_hazards(part.rows, reasons)
+                incomparable.update((step.table, column) for column in reasons)
+                backfills.append(part)
+            for name in catalog.tables:
+                with explained(f"holding the checks against the new rows of {name}", db.url):
+                    hazards += _predicted(connection, migration, catalog, name, incomparable)
+    except QueryError:
+        _name_expression(db, migration, timeout_seconds)
+        raise
     hazards += [note for part in backfills for note in _merged(part)]
     return Preview(
         migration=migration.name,
         steps=tuple(describe(step) for step in migration.steps),
         hazards=tuple(sorted(hazards, key=lambda hazard: hazard.severity != "stops")),
-        backfills=backfills,
+        backfills=tuple(backfills),
     )
+
+
+def _name_expression(db: Database, migration: Migration, timeout_seconds: float) -> None:
+    """Raise the error again with the expression that causes it, if it is one of a backfill's."""
+    for step in migration.backfills:
+        wheres = () if step.where is None else (step.where,)
+        for expression in (*wheres, *step.assign.values()):
+            what = f"the expression {expression!r} over the rows of {step.table}"
+            with db.read_only(what, timeout_seconds=timeout_seconds) as connection:
+                run(connection, preview_sql.evaluate(step, expression))
 
 
 # ---------------------------------------------------------------- what would change
 
 
-def _backfill(connection: sa.Connection, step: Backfill, table: Table) -> BackfillPreview:
+def _backfill(
+    connection: sa.Connection, step: Backfill, table: Table, incomparable: Iterable[str]
+) -> BackfillPreview:
     reads = preview_sql.reads(step, table)
-    count = run(connection, preview_sql.count(step, table)).one()
+    count = run(connection, preview_sql.count(step, table, incomparable)).one()
     pairs = run(connection, preview_sql.value_map(step, reads, MAP_ROWS)).all()
     split = len(reads)
     return BackfillPreview(
         table=str(step.table),
         reads=reads,
         sets=tuple(step.assign),
-        key_columns=table.key,
+        key_columns=table.key or ("ctid",),
         rows=count.all_rows,
         changed_rows=count.changed_rows,
         distinct=pairs[0][-1] if pairs else 0,
@@ -197,19 +235,19 @@ def _samples(
     connection: sa.Connection, step: Backfill, table: Table, reads: tuple[str, ...]
 ) -> tuple[SampleRow, ...]:
     key = table.key or ("ctid",)
-    chosen: dict[tuple[Any, ...], SampleRow] = {}
-    for row in run(connection, preview_sql.samples(step, key, reads)):
-        why, *values = row
-        place = tuple(values[: len(key)])
-        split = len(key) + len(reads)
-        sample = SampleRow(
-            why=why,
-            key=place,
-            before=tuple(values[len(key) : split]),
-            after=tuple(values[split:]),
+    split = len(key) + len(reads)
+    whys: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for why, *values in run(connection, preview_sql.samples(step, key, reads)):
+        whys[tuple(values)].append(why)
+    return tuple(
+        SampleRow(
+            why=", ".join(reasons),
+            key=values[: len(key)],
+            before=values[len(key) : split],
+            after=values[split:],
         )
-        chosen.setdefault(place, sample)
-    return tuple(chosen.values())
+        for values, reasons in whys.items()
+    )
 
 
 # ---------------------------------------------------------------- what would break
@@ -228,11 +266,41 @@ def _before(connection: sa.Connection, migration: Migration, catalog: Catalog) -
                     severity="stops",
                     what=f"not so: {check.name}",
                     rows=rows[0][0],
-                    keys=tuple(tuple(map(str, row[1:])) for row in rows),
+                    keys=tuple(
+                        tuple(None if value is None else str(value) for value in row[1:])
+                        for row in rows
+                    ),
                     advice="the revision refuses to start; decide what becomes of these rows",
                 )
             )
     return found
+
+
+def _incomparable(connection: sa.Connection, step: Backfill, catalog: Catalog) -> dict[str, str]:
+    """Columns that PostgreSQL does not compare with what they would get, each with its reason."""
+    found: dict[str, str] = {}
+    for column, expression in step.assign.items():
+        type = catalog.column_type(step.table, column)
+        if type.labels is None:  # the type of an enum may not be there yet
+            try:
+                with connection.begin_nested():
+                    run(connection, preview_sql.compare(step, expression, type))
+            except ProgrammingError as error:
+                refusal = cast("psycopg.Error", error.orig)
+                found[column] = refusal.diag.message_primary or str(refusal)
+    return found
+
+
+def _incomparable_hazards(rows: int, reasons: Mapping[str, str]) -> list[Hazard]:
+    return [
+        Hazard(
+            severity="stops",
+            what=f"{column} cannot be compared with the values of its expression: {reason}",
+            rows=rows,
+            advice=f"cast what is given to {column} yourself, or choose another type",
+        )
+        for column, reason in reasons.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -242,48 +310,77 @@ class _Condition:
     failing: str
     what: str
     advice: str
+    severity: Severity = "stops"
 
 
-def _predicted(connection: sa.Connection, migration: Migration, catalog: Catalog) -> list[Hazard]:
-    """Constraints and checks, held against the rows as the backfills would leave them."""
-    assigned: dict[TableName, dict[str, str]] = defaultdict(dict)
-    for step in migration.backfills:
-        if step.where is None:
-            assigned[step.table].update(step.assign)
+def _predicted(
+    connection: sa.Connection,
+    migration: Migration,
+    catalog: Catalog,
+    name: TableName,
+    incomparable: Collection[tuple[TableName, str]],
+) -> list[Hazard]:
+    """Constraints and checks, held against the rows as the migration would leave them."""
+    table, assign = catalog.table(name), _assigned(migration, catalog, name, incomparable)
+    filled = tuple(c for step in migration.backfills if step.table == name for c in step.assign)
+    conditions = [c for column in filled for c in _of_type(catalog, name, column)]
+    if not any((name, column) in incomparable for column in filled):  # else checks cannot be read
+        conditions += _of_migration(migration, name) + _of_table(connection, table, filled)
+    rows = preview_sql.predicted(table, assign)
     found: list[Hazard] = []
-    for name, assign in assigned.items():
-        table = catalog.table(name)
-        conditions = _conditions(migration, catalog, name, assign)
-        rows = preview_sql.predicted(table, assign)
-        if conditions:
-            failing = [condition.failing for condition in conditions]
-            counts = run(connection, preview_sql.count_each(rows, failing)).one()
-            for condition, count in zip(conditions, counts, strict=True):
-                if count:
-                    keys = preview_sql.failing_keys(rows, condition.failing, table.key, KEYS_SHOWN)
-                    found.append(_hazard(condition, count, run(connection, keys).all()))
-        found += _collisions(connection, table, rows, assign)
-    return found
+    if conditions:
+        failing = [condition.failing for condition in conditions]
+        counts = run(connection, preview_sql.count_each(rows, failing)).one()
+        for condition, count in zip(conditions, counts, strict=True):
+            if count:
+                keys = preview_sql.failing_keys(rows, condition.failing, table.key, KEYS_SHOWN)
+                found.append(
+                    Hazard(
+                        severity=condition.severity,
+                        what=condition.what,
+                        rows=count,
+                        keys=tuple(tuple(key) for key in run(connection, keys)),
+                        advice=condition.advice,
+                    )
+                )
+    return found + _collisions(connection, table, rows, filled)
 
 
-def _hazard(condition: _Condition, count: int, keys: Sequence[Any]) -> Hazard:
-    return Hazard(
-        severity="stops",
-        what=condition.what,
-        rows=count,
-        keys=tuple(tuple(key) for key in keys),
-        advice=condition.advice,
-    )
+def _assigned(
+    migration: Migration,
+    catalog: Catalog,
+    name: TableName,
+    incomparable: Collection[tuple[TableName, str]],
+) -> dict[str, str]:
+    """The value of each column that is added or filled, as SQL over the row as it is."""
+    assign = {column: _initial(made) for column, made in catalog.added.get(name, {}).items()}
+    for step in (step for step in migration.backfills if step.table == name):
+        for column, text in step.assign.items():
+            if step.where is not None:
+                kept = assign.get(column, quote(column))
+                as_text = catalog.column_type(name, column).is_text
+                if as_text or (name, column) in incomparable:
+                    text, kept = f"({text})::text", f"{kept}::text"
+                text = f"CASE WHEN ({step.where}) THEN {text} ELSE {kept} END"
+            assign[column] = text
+    return assign
 
 
-def _conditions(
-    migration: Migration, catalog: Catalog, name: TableName, assign: Mapping[str, str]
-) -> list[_Condition]:
-    found = [
-        condition
-        for column in assign
-        for condition in _fits(catalog.column_type(name, column), column, catalog.major)
-    ]
+def _initial(column: sa.Column[Any]) -> str:
+    """What a new column holds before anything fills it."""
+    default = getattr(column.server_default, "arg", None)
+    text = "NULL" if default is None else expression_text(default)
+    if isinstance(default, str):
+        text = literal(default)
+    if isinstance(column.type, sa.Enum):  # the migration may make the type itself
+        return text
+    return f"CAST({text} AS {column.type.compile(dialect=postgresql.dialect())})"
+
+
+def _of_migration(migration: Migration, name: TableName) -> list[_Condition]:
+    """What the steps of the migration ask of the rows of a table."""
+    found: list[_Condition] = []
+    known = {(s.table, c) for s in migration.backfills if s.where is None for c in s.assign}
     for step in migration.steps:
         match step:
             case ops.CreateCheckConstraintOp(
@@ -294,6 +391,16 @@ def _conditions(
                         f"NOT ({condition})",
                         f"the constraint {step.constraint_name} would not hold",
                         "change the expression or the constraint",
+                    )
+                )
+            case ops.AlterColumnOp(table_name=table, schema=schema, column_name=column) if (
+                TableName(schema, table) == name and (name, column) not in known
+            ):  # else a check before the first write has counted them
+                found.append(
+                    _Condition(
+                        f"{quote(column)} IS NULL",
+                        f"{column} cannot become NOT NULL",
+                        "fill it in every row, or leave it nullable",
                     )
                 )
             case RowCheck(before=False, table=table) if table == name:
@@ -309,35 +416,78 @@ def _conditions(
     return found
 
 
-def _fits(type: preview_sql.ColumnType, column: str, major: int) -> list[_Condition]:
-    """Conditions for a value that its column cannot take."""
+def _of_type(catalog: Catalog, name: TableName, column: str) -> list[_Condition]:
+    """What the type of a filled column asks of its values."""
+    type = catalog.column_type(name, column)
     if type.labels is not None:
-        listed = ", ".join(type.labels)
         return [
             _Condition(
-                f"{quote(column)}::text NOT IN ({listed})",
+                preview_sql.is_no_label(column, type.labels),
                 f"{column} would hold what is no label of its enum",
-                f"map these values to one of {listed}",
+                f"map these values to one of {', '.join(type.labels)}",
             )
         ]
-    if type.is_text or major < 16:  # before 16 nothing can ask without failing
+    if type.is_text or catalog.major < 16:  # before 16 nothing can ask without failing
         return []
-    return [
+    found = [
         _Condition(
-            f"NOT pg_input_is_valid({quote(column)}::text, {type.literal})",
+            preview_sql.does_not_fit(column, type),
             f"{column} would not fit its type {type.name}",
             "change the expression, or the type",
         )
     ]
+    if type.is_whole:
+        found.append(
+            _Condition(
+                preview_sql.is_rounded(column),
+                f"{column} is of type {type.name}, so fractions are rounded",
+                "choose another type, or round on purpose",
+                "note",
+            )
+        )
+    return found
+
+
+def _of_table(connection: sa.Connection, table: Table, filled: tuple[str, ...]) -> list[_Condition]:
+    """What the constraints that are there ask of the values of filled columns."""
+    found = [
+        _Condition(
+            f"{quote(column.name)} IS NULL",
+            f"{column.name} is NOT NULL, but would become NULL",
+            "change the expression, or leave these rows out with where=",
+        )
+        for column in table.columns
+        if column.not_null and column.name in filled
+    ]
+    checks = connection.execute(sa.text(preview_sql.CHECKS), {"name": table.name.sql})
+    for check in checks:
+        if set(check.columns) & set(filled):
+            found.append(
+                _Condition(
+                    f"NOT ({check.condition})",
+                    f"the constraint {check.name} would not hold",
+                    "change the expression or the constraint",
+                )
+            )
+    for key in table.foreign_keys:
+        if set(key.columns) & set(filled):
+            found.append(
+                _Condition(
+                    preview_sql.has_no_parent(table.name, key),
+                    f"{', '.join(key.columns)} would not be found in {key.parent}",
+                    "change the expression, or add the missing rows first",
+                )
+            )
+    return found
 
 
 def _collisions(
-    connection: sa.Connection, table: Table, rows: str, assign: Mapping[str, str]
+    connection: sa.Connection, table: Table, rows: str, filled: tuple[str, ...]
 ) -> list[Hazard]:
     """Values that would break a unique index of the table."""
     found: list[Hazard] = []
     for columns in table.unique:
-        if set(columns) & set(assign):
+        if set(columns) & set(filled):
             same = run(connection, preview_sql.collisions(rows, columns, KEYS_SHOWN)).all()
             if same:
                 found.append(
@@ -360,15 +510,21 @@ def _merged(part: BackfillPreview) -> list[Hazard]:
     for pair in part.map:
         if any(value is not None for value in pair.after):
             olds[pair.after].append(pair)
+    merged = {after: pairs for after, pairs in olds.items() if len(pairs) > 1}
+    advice = f"{', '.join(part.reads)} keeps the difference, as long as it is there"
+    if len(merged) > _MERGED_SHOWN:
+        pairs = [pair for each in merged.values() for pair in each]
+        what = f"{len(pairs)} old values become {len(merged)} new ones"
+        rows = sum(pair.rows for pair in pairs)
+        return [Hazard(severity="note", what=what, rows=rows, advice=advice)]
     return [
         Hazard(
             severity="note",
             what=f"{len(pairs)} old values become {_shown(after)}",
             rows=sum(pair.rows for pair in pairs),
-            advice=f"{', '.join(part.reads)} keeps the difference, as long as it is there",
+            advice=advice,
         )
-        for after, pairs in olds.items()
-        if len(pairs) > 1
+        for after, pairs in merged.items()
     ]
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from datamig_nb.database import Table
+from datamig_nb.database import ForeignKey, Table
 from datamig_nb.migration import Backfill
-from datamig_nb.names import literal, quote
+from datamig_nb.names import TableName, literal, quote
 from datamig_nb.sql import columns_read, indent
 
 # Sample rows of each kind, and how many of the first rows are looked at for rare shapes.
 _EACH, _SHAPES, _SHAPED_ROWS = 2, 8, 10_000
-
-# Spaces that are none to PostgreSQL's trim(): tab, line ends, no-break spaces.
-_ODD_SPACE = r"[\t\n\r\u00a0\u2007\u202f]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,27 +30,36 @@ class ColumnType:
         return self.name.lower() in ("text", "varchar", "character varying") or bool(self.length)
 
     @property
-    def literal(self) -> str:
-        """The type's name as a SQL literal."""
-        return literal(self.name)
+    def is_whole(self) -> bool:
+        """Whether it takes whole numbers only."""
+        return self.name.lower() in ("smallint", "integer", "bigint")
 
 
 def reads(step: Backfill, table: Table) -> tuple[str, ...]:
     """The columns that the step's expressions read; the key where they read none."""
     names = [column.name for column in table.columns]
-    read = columns_read(" ".join(step.assign.values()), names)
+    read = columns_read("\n".join(step.assign.values()), names)
     return read or table.key or (names[0],)
 
 
-def count(step: Backfill, table: Table) -> str:
+def compare(step: Backfill, expression: str, type: ColumnType) -> str:
+    """Compare nothing of a column's type with nothing of an expression's, as the batches will."""
+    return (
+        f"SELECT CAST(NULL AS {type.name}) IS DISTINCT FROM ({expression})\n"
+        f"  FROM {step.table.sql} LIMIT 0"
+    )
+
+
+def count(step: Backfill, table: Table, incomparable: Iterable[str]) -> str:
     """Rows that the backfill looks at, and those that it would write."""
-    present = [column for column in step.assign if table.has(column)]
-    if present:
-        left = ", ".join(map(quote, present))
-        right = ", ".join(f"({step.assign[column]})" for column in present)
-        changed = f"({left}) IS DISTINCT FROM ({right})"
-    else:
-        changed = f"num_nonnulls({', '.join(f'({text})' for text in step.assign.values())}) > 0"
+    changed = " OR ".join(
+        f"({text}) IS NOT NULL"  # a column that is not there yet is NULL in every row
+        if not table.has(column)
+        else f"{quote(column)}::text IS DISTINCT FROM ({text})::text"
+        if column in incomparable
+        else f"{quote(column)} IS DISTINCT FROM ({text})"
+        for column, text in step.assign.items()
+    )
     return (
         f"SELECT count(*) AS all_rows,\n       count(*) FILTER (WHERE {changed}) AS changed_rows\n"
         f"  FROM {step.table.sql}{_where(step)}"
@@ -82,72 +88,76 @@ def value_map(step: Backfill, reads: Sequence[str], limit: int) -> str:
 
 def samples(step: Backfill, key: Sequence[str], reads: Sequence[str]) -> str:
     """Rows chosen for a reason: the reason, the key, the old and the new values, as text."""
-    keys = ", ".join(f"{quote(column)}::text AS k{n}" for n, column in enumerate(key))
-    before = ", ".join(f"{quote(column)}::text AS b{n}" for n, column in enumerate(reads))
-    after = ", ".join(f"({text})::text AS a{n}" for n, text in enumerate(step.assign.values()))
-    ordered = ", ".join(quote(column) for column in key)
-    rows = f"SELECT {keys}, {before}, {after}\n  FROM {step.table.sql}"
-    places = [
-        f"{kind}{n}"
-        for kind, columns in {"k": key, "b": reads, "a": step.assign}.items()
-        for n in range(len(columns))
-    ]
-    several = len(reads) > 1
+    columns = {
+        **{f"k{n}": quote(column) for n, column in enumerate(key)},
+        **{f"b{n}": quote(column) for n, column in enumerate(reads)},
+        **{f"a{n}": f"({text})" for n, text in enumerate(step.assign.values())},
+    }
+    listed = ", ".join(f"{text}::text AS {name}" for name, text in columns.items())
+    by_key = ", ".join(map(quote, key))
+    rows = f"SELECT {listed}\n  FROM {step.table.sql}"
     parts: list[str] = []
     for column in reads:
-        name, of = f"{quote(column)}::text", f" {column}" if several else ""
+        name, of = f"{quote(column)}::text", f" {column}" if len(reads) > 1 else ""
         for why, condition, order in _kinds(name, list(step.assign.values())):
             # Each kind finds its first rows by key; it reads on only while it has found too few.
             parts.append(
                 f"(SELECT {literal(why + of)} AS why, * FROM ({rows}\n WHERE {condition}"
-                f"{_and(step)}\n ORDER BY {order or ordered} LIMIT {_EACH}) AS kind)"
+                f"{_and(step)}\n ORDER BY {order}{by_key} LIMIT {_EACH}) AS kind)"
             )
-        parts.append(_shapes(step, rows, places, name, ordered, f"rare shape{of}"))
+        first = f"{rows}\n WHERE {name} IS NOT NULL{_and(step)}\n ORDER BY {by_key}"
+        parts.append(_shapes(first, tuple(columns), name, by_key, f"rare shape{of}"))
     return "\nUNION ALL\n".join(parts)
 
 
 def _kinds(text: str, results: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Kinds of rows that tend to go wrong: the reason, the condition, the order if not by key."""
-    present = f"{text} IS NOT NULL"
+    """Kinds of rows that tend to go wrong: the reason, the condition, an order before the key's."""
     nothing = " AND ".join(f"({result}) IS NULL" for result in results)
     return [
         ("NULL", f"{text} IS NULL", ""),
-        ("nothing is left", f"{present} AND {nothing}", ""),
-        ("blank", rf"{text} !~ '[^\s\u00a0\u2007\u202f]'", ""),
-        ("space at an end", rf"{text} ~ '(^\s\S)|(\S\s$)'", ""),
+        ("empty", f"{text} = ''", ""),
+        ("blank", rf"{text} <> '' AND {text} !~ '[^\s\u00a0\u2007\u202f]'", ""),
+        ("nothing is left", rf"{text} ~ '[^\s\u00a0\u2007\u202f]' AND {nothing}", ""),
+        ("space in front", rf"{text} ~ '^\s+\S'", ""),
+        ("space behind", rf"{text} ~ '\S\s+$'", ""),
         ("spaces in a run", rf"{text} ~ '\S\s\s+\S'", ""),
-        ("tab, line end or no-break space", f"{text} ~ '{_ODD_SPACE}'", ""),
+        ("tab or line end", rf"{text} ~ '[\t\n\r]'", ""),
+        ("no-break space", rf"{text} ~ '[\u00a0\u2007\u202f]'", ""),
         ("quote, colon or backslash", rf"{text} ~ '[''\":\\]'", ""),
         ("non-ASCII", rf"{text} ~ '[^\u0001-\u007f]'", ""),
-        ("longest", present, f'length({text}) DESC, {text} COLLATE "C"'),
-        ("shortest", f"{text} ~ '\\S'", f'length({text}), {text} COLLATE "C"'),
-        ("first by key", present, ""),
+        ("letter and accent apart (not NFC)", rf"{text} ~ '[\u0300-\u036f]'", ""),
+        ("longest", f"{text} IS NOT NULL", f'length({text}) DESC, {text} COLLATE "C", '),
+        ("shortest", f"{text} ~ '\\S'", f'length({text}), {text} COLLATE "C", '),
+        ("first by key", f"{text} IS NOT NULL", ""),
     ]
 
 
-def _shapes(
-    step: Backfill, rows: str, places: Sequence[str], text: str, ordered: str, why: str
-) -> str:
+def _shapes(first: str, places: Sequence[str], text: str, by_key: str, why: str) -> str:
     """A row of each of the rarest shapes (letters as a, digits as 9) among the first rows."""
     shape = (
         f"regexp_replace(regexp_replace(left({text}, 100), '[[:alpha:]]+', 'a', 'g'),"
         " '[[:digit:]]+', '9', 'g')"
     )
-    first = f"{rows}\n WHERE {text} IS NOT NULL{_and(step)}\n ORDER BY {ordered}"
-    shaped = first.replace("SELECT ", f"SELECT {shape} AS shape, ", 1)
+    more = f"row_number() OVER (ORDER BY {by_key}) AS place, {shape} AS shape"
+    shaped = first.replace("SELECT ", f"SELECT {more}, ", 1)
     return (
         f"(SELECT {literal(why)} AS why, {', '.join(places)} FROM (\n"
         f"SELECT DISTINCT ON (shape) *, count(*) OVER (PARTITION BY shape) AS times\n"
-        f"  FROM ({shaped} LIMIT {_SHAPED_ROWS}) AS first_rows\n ORDER BY shape, k0\n) AS shapes\n"
-        f' ORDER BY times, shape COLLATE "C" LIMIT {_SHAPES})'
+        f"  FROM ({shaped} LIMIT {_SHAPED_ROWS}) AS first_rows\n ORDER BY shape, place\n"
+        f') AS shapes\n ORDER BY times, shape COLLATE "C" LIMIT {_SHAPES})'
     )
 
 
+def evaluate(step: Backfill, expression: str) -> str:
+    """Evaluate one expression over the rows of a step, for the error that it may raise."""
+    return f"SELECT count({expression})\n  FROM {step.table.sql}{_where(step)}"
+
+
 def predicted(table: Table, assign: Mapping[str, str]) -> str:
-    """The table's rows as the backfills would leave them, under the table's own name."""
+    """The table's rows as the migration would leave them, under the table's own name."""
     kept = [quote(column.name) for column in table.columns if column.name not in assign]
     new = [f"({indent(text, 8)}) AS {quote(column)}" for column, text in assign.items()]
-    listed = ",\n       ".join([*kept, *new])
+    listed = ",\n       ".join([*([] if table.key else ["ctid"]), *kept, *new])
     return f"(SELECT {listed}\n  FROM {table.name.sql}) AS {quote(table.name.name)}"
 
 
@@ -158,12 +168,12 @@ def count_each(rows: str, failing: Sequence[str]) -> str:
 
 
 def failing_keys(rows: str, failing: str, key: Sequence[str], limit: int) -> str:
-    """Keys of the first rows that meet the condition; a table without a key has none to show."""
-    if not key:
-        return "SELECT WHERE FALSE"
-    keys = ", ".join(f"{quote(column)}::text" for column in key)
-    ordered = ", ".join(map(quote, key))
-    return f"SELECT {keys}\n  FROM {rows}\n WHERE {failing}\n ORDER BY {ordered}\n LIMIT {limit}"
+    """Keys of the first rows that meet the condition; places where the table has no key."""
+    ordered = ", ".join(map(quote, key)) or "ctid"
+    return (
+        f"SELECT {_as_text(key or ('ctid',))}\n  FROM {rows}\n WHERE {failing}\n"
+        f" ORDER BY {ordered}\n LIMIT {limit}"
+    )
 
 
 def count_and_keys(failing: str, limit: int) -> str:
@@ -174,12 +184,70 @@ def count_and_keys(failing: str, limit: int) -> str:
 def collisions(rows: str, columns: Sequence[str], limit: int) -> str:
     """Values that several of the rows would share: the rows in all, then the values."""
     listed = ", ".join(map(quote, columns))
-    values = ", ".join(f"{quote(column)}::text" for column in columns)
     present = " AND ".join(f"{quote(column)} IS NOT NULL" for column in columns)
     return (
-        f"SELECT (sum(count(*)) OVER ())::bigint, {values}\n  FROM {rows}\n WHERE {present}\n"
-        f" GROUP BY {listed} HAVING count(*) > 1\n ORDER BY {listed}\n LIMIT {limit}"
+        f"SELECT (sum(count(*)) OVER ())::bigint, {_as_text(columns)}\n  FROM {rows}\n"
+        f" WHERE {present}\n GROUP BY {listed} HAVING count(*) > 1\n"
+        f" ORDER BY {listed}\n LIMIT {limit}"
     )
+
+
+def is_no_label(column: str, labels: Sequence[str]) -> str:
+    """Condition: the value is none of the labels, which are literals."""
+    return f"{quote(column)}::text NOT IN ({', '.join(labels)})"
+
+
+def does_not_fit(column: str, type: ColumnType) -> str:
+    """Condition: PostgreSQL (16 and newer) cannot read the value as one of the type."""
+    value = f"{quote(column)}::text"
+    if type.is_whole:  # what is no whole number is rounded when it is stored
+        value = f"CASE WHEN {_is_fractional(column)} THEN {_rounded(column)} ELSE {value} END"
+    return f"NOT pg_input_is_valid({value}, {literal(type.name)})"
+
+
+def is_rounded(column: str) -> str:
+    """Condition: the value is a number that loses its fraction in a column of whole numbers."""
+    return (
+        f"CASE WHEN {_is_fractional(column)}"
+        f" THEN {_rounded(column)}::numeric <> {quote(column)}::text::numeric ELSE FALSE END"
+    )
+
+
+def has_no_parent(table: TableName, key: ForeignKey) -> str:
+    """Condition: a foreign key's columns hold a value that is not in the parent table."""
+    child = ", ".join(f"{quote(table.name)}.{quote(column)}" for column in key.columns)
+    above = ", ".join(f"parent.{quote(column)}" for column in key.parent_columns)
+    return (
+        f"num_nulls({child}) = 0 AND NOT EXISTS"
+        f" (SELECT FROM {key.parent.sql} AS parent WHERE ({above}) = ({child}))"
+    )
+
+
+# The CHECK constraints of a table, as conditions over its columns.
+CHECKS = """
+SELECT conname AS name,
+       pg_get_expr(conbin, conrelid) AS condition,
+       array(SELECT attname::text FROM pg_attribute
+              WHERE attrelid = conrelid AND attnum = ANY (conkey)) AS columns
+  FROM pg_constraint
+ WHERE conrelid = to_regclass(:name) AND contype = 'c'
+ ORDER BY conname
+"""
+
+
+def _as_text(columns: Sequence[str]) -> str:
+    """The values as text, under other names: ORDER BY must find the columns, not the text."""
+    return ", ".join(f"{quote(column)}::text AS v{n}" for n, column in enumerate(columns))
+
+
+def _is_fractional(column: str) -> str:
+    kinds = ("numeric", "real", "double precision")
+    listed = ", ".join(f"{literal(kind)}::regtype" for kind in kinds)
+    return f"pg_typeof({quote(column)}) IN ({listed})"
+
+
+def _rounded(column: str) -> str:
+    return f"round({quote(column)}::text::numeric)::text"
 
 
 def _where(step: Backfill) -> str:

@@ -5,12 +5,16 @@ Only Alembic's script directory is read; the project's ``env.py`` is never run h
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import io
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory, write_hooks
 from alembic.util.exc import CommandError
@@ -97,3 +101,61 @@ class Project:
                     "correct [post_write_hooks] in alembic.ini",
                 ) from error
             return path.read_text(encoding="utf-8")
+
+
+# Marks a project that create_project() made, and may make again.
+_MADE_HERE = "# Made by datamig_nb.create_project(): takes the database from DATABASE_URL.\n"
+
+
+def create_project(directory: str | Path, *, fresh: bool = False) -> Path:
+    """Make an Alembic project that takes its database from ``DATABASE_URL``; give its alembic.ini.
+
+    A project that is there already is left as it is.
+
+    Parameters
+    ----------
+    directory
+        Gets ``alembic.ini`` and ``alembic/``; made where it is missing.
+    fresh
+        Begin again without revisions, if this function made the project; never otherwise.
+
+    Raises
+    ------
+    AlembicProjectError
+        If there is something in the way that this function did not make.
+    """
+    ini, scripts = Path(directory, "alembic.ini"), Path(directory, "alembic")
+    env = scripts / "env.py"
+    if fresh and scripts.exists():
+        if not (env.is_file() and env.read_text(encoding="utf-8").startswith(_MADE_HERE)):
+            raise AlembicProjectError(
+                f"the project {str(scripts)!r} was not made by create_project()",
+                "give another directory, or leave fresh=True out",
+            )
+        shutil.rmtree(scripts)
+        ini.unlink(missing_ok=True)
+    if ini.is_file():
+        return ini
+    if scripts.exists():
+        raise AlembicProjectError(
+            f"there is {str(scripts)!r}, but no alembic.ini beside it", "give another directory"
+        )
+    ini.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        command.init(Config(str(ini)), str(scripts))
+    env.write_text(_MADE_HERE + env.read_text(encoding="utf-8"), encoding="utf-8")
+    _read_environment(env)
+    return ini
+
+
+def _read_environment(env: Path) -> None:
+    """Let env.py take the database from DATABASE_URL, with the driver that is installed here."""
+    line = "config = context.config\n"
+    url = (
+        'url = os.environ["DATABASE_URL"].replace("postgresql://", "postgresql+psycopg://")\n'
+        'config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))\n'
+    )
+    text = env.read_text(encoding="utf-8").replace(line, f"{line}{url}", 1)
+    env.write_text(
+        text.replace("from logging.config", "import os\nfrom logging.config", 1), encoding="utf-8"
+    )

@@ -7,6 +7,7 @@ engine that could behave otherwise.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from datamig_nb.clone import (
     differences,
     take_snapshot,
     user_tables,
+    with_children,
 )
 from datamig_nb.database import Database
 from datamig_nb.display import Shown
@@ -177,17 +179,23 @@ class _FailedError(Exception):
 def _carry_out(work: _Work) -> None:
     tables = user_tables(work.clone)
     before = take_snapshot(work.clone, tables)
-    touched = {str(name) for name in added_columns(work.revision.migration)}
+    backfills = work.revision.migration.backfills
+    named = {*added_columns(work.revision.migration), *(step.table for step in backfills)}
+    holding = with_children(work.clone, named)
+    touched = {name for children in holding.values() for name in children}
     work.rows = sum(
-        int(hashes["number of rows"])
-        for name, hashes in before.tables.items()
-        if str(name) in touched or name.name in touched
+        int(hashes["number of rows"]) for name, hashes in before.tables.items() if name in touched
     )
+    filled = {
+        f"{name}.{column}"
+        for step in backfills
+        for name in holding[step.table]
+        for column in step.assign
+    }
 
     def unchanged(*, schema: bool) -> str:
         after = take_snapshot(work.clone, tables)
         found = [d for d in differences(before, after) if schema or not d.startswith("the schema")]
-        filled = {f"{b.table}.{c}" for b in work.revision.migration.backfills for c in b.assign}
         found = [d for d in found if schema or d not in filled]
         if found:
             raise _FailedError(f"differs from before: {', '.join(found)}")
@@ -262,7 +270,7 @@ def _write_project(directory: Path, revision: Revision) -> None:
 
 
 def _alembic(work: _Work, command: str, target: str) -> str:
-    """Run Alembic as a person would, in a process of its own; its last line tells a failure."""
+    """Run Alembic as a person would, in a process of its own; a failure gives its message."""
     result = subprocess.run(
         [sys.executable, "-m", "alembic", command, target],
         cwd=work.project,
@@ -272,6 +280,19 @@ def _alembic(work: _Work, command: str, target: str) -> str:
         check=False,
     )
     if result.returncode:
-        lines = result.stderr.strip().splitlines() or ["no message"]
-        raise _FailedError(lines[-1].removeprefix("RuntimeError: "))
+        raise _FailedError(_message(result.stderr))
     return ""
+
+
+def _message(stderr: str) -> str:
+    """The sentence in which Alembic's output ends, without the traceback and the SQL around it."""
+    lines = stderr.strip().splitlines() or ["Alembic stopped without a message"]
+    tracebacks = [number for number, line in enumerate(lines) if line.startswith("Traceback (")]
+    if tracebacks:
+        last = (line for line in lines[tracebacks[-1] + 1 :] if not line.startswith(" "))
+        return re.sub(_OUR_OWN_OR_THE_DRIVERS, "", next(last, lines[-1]))
+    return lines[-1]
+
+
+# Classes that say nothing that the message does not say.
+_OUR_OWN_OR_THE_DRIVERS = r"^(RuntimeError|sqlalchemy\.exc\.\w+): (\(psycopg\.errors\.\w+\) )?"

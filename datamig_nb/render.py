@@ -11,19 +11,21 @@ import hashlib
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from alembic.autogenerate import render_python_code
 from alembic.operations import ops
+from alembic.runtime.migration import MigrationContext
 
-from datamig_nb import sql
+from datamig_nb import inlined, sql
 from datamig_nb.catalog import Catalog, read_catalog
 from datamig_nb.database import Database
 from datamig_nb.display import Shown
-from datamig_nb.errors import AlembicProjectError, MissingKeyError
+from datamig_nb.errors import AlembicProjectError, MigrationError, MissingKeyError
 from datamig_nb.migration import (
     Backfill,
+    Check,
     CreateEnum,
     KeepInStep,
     Migration,
@@ -35,15 +37,19 @@ from datamig_nb.migration import (
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.project import Project
 from datamig_nb.source import (
+    WIDTH,
     call,
     expression_constant,
     machinery,
+    names_used,
+    one_line,
     reference,
     statement_constant,
 )
 
-# Stands for the revision's id while the text is written: the id is a hash of that text.
-_ID = "0123456789ab"
+# Stands for the revision's id while the text is written: the id is a hash of that text.  It looks
+# like none, so that no expression holds it by chance.
+_ID = "q7xz4revkj0w"
 
 #: Lines that begin so carry evidence and are no part of the digest.
 EVIDENCE_MARK = "# vetted: "
@@ -155,13 +161,18 @@ for a lock longer than LOCK_TIMEOUT or holds a strong one while it reads the tab
 Written by datamig_nb; needs Alembic 1.16 or newer and PostgreSQL 14 or newer, nothing else."""
 
 
+# SQL keeps the lines it was written on, names their length: linters shall not mind.
+_LONG_LINES = "# flake8: noqa: E501"
+
+
 def _document(draft: _Draft, down_revision: str | None) -> str:
     upgrade, downgrade = draft.upgrade(), draft.downgrade()
     story = "\n\n\n".join((upgrade, downgrade))
     constants = "\n\n".join(draft.constants)
     parts = machinery(f"{story}\n{constants}")
     settings = f"\n\n{parts.settings}" if parts.settings else ""
-    return f'''"""{_docstring(draft, down_revision)}
+    sql = f"# -------- SQL\n\n{constants}\n\n\n" if constants else ""
+    text = f'''"""{_docstring(draft, down_revision)}
 """
 
 from __future__ import annotations
@@ -177,20 +188,18 @@ depends_on = None{settings}
 {story}
 
 
-# -------- SQL
-
-{constants}
-
-
-# -------- functions
+{sql}# -------- functions
 
 
 {parts.functions}
 '''
+    if max(map(len, text.splitlines())) > WIDTH:
+        return text.replace("\nfrom __future__", f"\n{_LONG_LINES}\n\nfrom __future__", 1)
+    return text
 
 
 def _docstring(draft: _Draft, down_revision: str | None) -> str:
-    title = draft.migration.name
+    title = draft.migration.name.replace('"', "'").removesuffix(".")
     steps = "\n".join(
         textwrap.fill(
             describe(step),
@@ -213,6 +222,9 @@ def _docstring(draft: _Draft, down_revision: str | None) -> str:
 
 # ---------------------------------------------------------------- its parts
 
+# An expression that needs no constant.
+_SHORT = re.compile(r"[\w.]{1,63}|'[^'\\\s]{0,20}'")
+
 
 @dataclass
 class _Draft:
@@ -224,36 +236,54 @@ class _Draft:
     constants: list[str] = field(default_factory=list)
     #: Name of the constant of each expression, by its text.
     expressions: dict[str, str] = field(default_factory=dict)
-    _names: set[str] = field(default_factory=set)
+    #: Names that are taken, those of the inlined functions and constants first.
+    _names: set[str] = field(default_factory=lambda: set(vars(inlined)))
 
     def constant(self, wish: str, statement: str) -> str:
         """Add a statement as a constant with a name like ``wish``; give the name."""
         name = self._new_name(wish)
-        for text, constant in self.expressions.items():
-            statement = statement.replace(text, reference(constant))
-        self.constants.append(statement_constant(name, statement))
+        self.constants.append(statement_constant(name, self._referring(statement)))
         return name
+
+    def _referring(self, text: str) -> str:
+        """The text with references in the place of the expressions that are constants."""
+        if not self.expressions:
+            return text
+        longest_first = sorted(self.expressions, key=len, reverse=True)
+        whole = rf"(?<![\w$\0])(?:{'|'.join(map(re.escape, longest_first))})(?![\w$\0])"
+        return re.sub(whole, lambda found: reference(self.expressions[found[0]]), text)
 
     def check(self, name: str, failing: str) -> str:
         """Add a check as a constant, its first line what holds; give the constant's name."""
-        words = name.split(" of ")[0] if len(name) > 60 else name
-        return self.constant(words, f"-- {' '.join(name.split())}\n{failing}")
+        return self.constant(name, f"-- {' '.join(name.split())}\n{failing}")
+
+    def _failing(self, check: Check) -> tuple[str, str]:
+        """A check's name and the query of its failing rows."""
+        if isinstance(check, RowCheck):
+            check = replace(check, failing=self._referring(check.failing))
+        return check.name, self.catalog.failing(check)
 
     def references(self, step: Backfill | KeepInStep) -> dict[str, str]:
         """The step's columns, each with a reference to the constant of its expression."""
         return {
-            column: reference(self._expression(column, self.catalog.cast(step.table, column, text)))
+            column: self._expression(column, self.catalog.cast(step.table, column, text))
             for column, text in step.assign.items()
         }
 
     def _expression(self, column: str, text: str) -> str:
+        """A reference to the expression's constant; a name, a number or a short text as it is."""
+        if _SHORT.fullmatch(text):
+            return text
         if text not in self.expressions:
             name = self.expressions[text] = self._new_name(column)
             self.constants.append(expression_constant(name, text))
-        return self.expressions[text]
+        return reference(self.expressions[text])
 
     def _new_name(self, wish: str) -> str:
-        base = "_".join(re.findall(r"[a-z0-9]+", wish.lower())[:9]).upper() or "STATEMENT"
+        words = re.findall(r"[a-z0-9]+", wish.lower())
+        while len("_".join(words)) > 45:
+            words.pop()
+        base = "_".join(words).upper() or "STATEMENT"
         base = f"THE_{base}" if base[0].isdigit() else base
         name, number = base, 2
         while name in self._names:
@@ -274,12 +304,14 @@ class _Draft:
 
     def _preflight(self) -> list[str]:
         checks = [_columns_not_there(table, names) for table, names in self.catalog.added.items()]
+        enums = [step.name for step in self.migration.steps if isinstance(step, CreateEnum)]
+        checks += [_type_not_there(name) for name in enums]
         checks += [
-            (check.name, self.catalog.failing(check))
+            self._failing(check)
             for check in (*self.migration.checks, *self.catalog.implied_checks(self.migration))
             if check.before
         ]
-        return _fitted(f"preflight({', '.join(self.check(*check) for check in checks)})")
+        return [f"preflight({', '.join(self.check(*check) for check in checks)})"]
 
     def _upgrade_step(self, step: Step) -> list[str]:
         match step:
@@ -292,8 +324,8 @@ class _Draft:
                 condition = self.constant(f"{step.constraint_name}", str(step.condition))
                 where = TableName(schema, table).sql
                 return [f"add_check({_text(where)}, {_text(name)}, {condition})"]
-            case ops.MigrateOperation():
-                return _step(_alembic(step))
+            case ops.AddColumnOp():
+                return [_step(_alembic(step))]
             case Backfill():
                 return self._run_batches(step)
             case KeepInStep():
@@ -302,7 +334,7 @@ class _Draft:
                 listed = ", ".join(map(literal, labels))
                 return [f"create_enum({_text(name.sql)}, {_text(listed)})"]
             case RowCheck(before=False) | QueryCheck(before=False):
-                return [f"require({self.check(step.name, self.catalog.failing(step))})"]
+                return [f"require({self.check(*self._failing(step))})"]
             case _:
                 return []
 
@@ -310,19 +342,32 @@ class _Draft:
         table = self.catalog.table(step.table)
         if not table.key:
             raise MissingKeyError(str(step.table))
-        columns = ", ".join(step.assign)
         update = self.constant(
             f"fill {' '.join(step.assign)}", sql.update_batch(step, self.references(step))
         )
         key = ", ".join(_text(quote(column)) for column in table.key)
         key = f"({key},)" if len(table.key) == 1 else f"({key})"
-        return _fitted(
-            f"run_batches({_text(f'fill {columns}')}, {_text(step.table.sql)}, {key}, {update})"
-        )
+        name = _text(self._walk(step))
+        return [f"run_batches({name}, {_text(step.table.sql)}, {key}, {update})"]
+
+    def _walk(self, step: Backfill) -> str:
+        """Name of a backfill in datamig.run, where each needs a row of its own."""
+        same = [
+            other for other in self.migration.backfills if set(other.assign) == set(step.assign)
+        ]
+        name = f"fill {', '.join(step.assign)}"
+        if len(same) == 1:
+            return name
+        place = next(number for number, other in enumerate(same, 1) if other is step)
+        return f"{name} of {step.table} ({place})"
 
     def _keep_in_step(self, step: KeepInStep) -> list[str]:
         name, known = self._trigger(step), self.catalog.table(step.table).columns
-        read = sql.columns_read(" ".join(step.assign.values()), [column.name for column in known])
+        read = sql.columns_read(
+            "\n".join(step.assign.values()),
+            [column.name for column in known],
+            self.catalog.row(step.table),
+        )
         function = self.constant(
             "trigger function", sql.trigger_function(step, self.references(step), name)
         )
@@ -374,67 +419,65 @@ class _Draft:
     def _require_unedited(self, step: Backfill) -> list[str]:
         key = self.catalog.table(step.table).key
         query = sql.edited_rows(step, self.references(step), key)
-        name = (
-            f"{' and '.join(step.assign)} not edited since the upgrade, dropping them loses nothing"
-        )
-        return [f"require({self.check(name, query)})"]
+        name = f"{' and '.join(step.assign)} not edited since the upgrade"
+        columns, check = one_line(repr(tuple(step.assign))), self.check(name, query)
+        return [f"require_unedited({_text(step.table.sql)}, {columns}, {check})"]
 
     def _downgrade_step(self, step: Step) -> list[str]:
         match step:
             case ops.AddColumnOp():
                 drop = step.reverse()
                 drop.if_exists = True
-                return _step(_alembic(drop))
+                return [_step(_alembic(drop))]
             case ops.AlterColumnOp(table_name=table, column_name=column, schema=schema):
                 if column in self.catalog.added.get(TableName(schema, table), {}):
                     return []  # goes with its column
-                return _step(_alembic(step.reverse()))
+                return [_step(_alembic(step.reverse()))]
             case ops.CreateCheckConstraintOp(table_name=table, schema=schema):
                 drop = ops.DropConstraintOp(
                     step.constraint_name, table, schema=schema, if_exists=True
                 )
-                return _step(_alembic(drop))
+                return [_step(_alembic(drop))]
             case KeepInStep(table=table):
                 name = quote(self._trigger(step))
-                return _step(
-                    f"execute({_text(f'DROP TRIGGER IF EXISTS {name} ON {table.sql}')})"
-                ) + (_step(f"execute({_text(f'DROP FUNCTION IF EXISTS datamig.{name}()')})"))
+                return [
+                    _step(f"execute({_text(f'DROP TRIGGER IF EXISTS {name} ON {table.sql}')})"),
+                    _step(f"execute({_text(f'DROP FUNCTION IF EXISTS datamig.{name}()')})"),
+                ]
             case CreateEnum(name=name):
-                return _step(f"execute({_text(f'DROP TYPE IF EXISTS {name.sql}')})")
+                return [_step(f"execute({_text(f'DROP TYPE IF EXISTS {name.sql}')})")]
             case _:
                 return []
 
 
-def _function(name: str, purpose: str, lines: Sequence[str]) -> str:
+def _function(name: str, purpose: str, statements: Sequence[str]) -> str:
     purpose = purpose.replace("\\", "/").replace('"', "'")
-    body = textwrap.indent("\n".join(lines), " " * 8)
-    if lines[0].startswith("raise"):
-        return f'def {name}() -> None:\n    """{purpose}."""\n' + textwrap.indent(lines[0], " " * 4)
-    return (
-        f'def {name}() -> None:\n    """{purpose[:1].upper()}{purpose[1:]}."""\n'
-        f"    with own_commits():\n{body}"
-    )
+    head = f'def {name}() -> None:\n    """{purpose[:1].upper()}{purpose[1:]}."""\n'
+    if statements[0].startswith("raise "):
+        return f"{head}    raise {call(statements[0].removeprefix('raise '), 4, len('raise '))}"
+    body = "\n".join(f"        {call(statement, 8)}" for statement in statements)
+    return f"{head}    with own_commits():\n{body}"
 
 
-def _step(code: str) -> list[str]:
-    return _fitted(f"step(lambda: {code})")
-
-
-def _fitted(code: str) -> list[str]:
-    """The call on one line where it fits behind eight spaces, else laid out."""
-    if len(code) + 8 <= 100:
-        return [code]
-    if code.startswith("step(lambda: "):
-        inner = call(code.removeprefix("step(lambda: ")[:-1], 4)
-        return ["step(", f"    lambda: {inner}", ")"]
-    return call(code, 0).splitlines()
+def _step(code: str) -> str:
+    return f"step(lambda: {code})"
 
 
 def _alembic(operation: ops.MigrateOperation) -> str:
     """The operation as Alembic's own renderer writes it, on one line in double quotes."""
-    code = render_python_code(ops.UpgradeOps([operation]))
+    code = render_python_code(ops.UpgradeOps([operation]), migration_context=_POSTGRESQL)
     lines = (line for line in code.splitlines() if not line.strip().startswith("#"))
-    return call(" ".join(line.strip() for line in lines), -10_000)
+    line = one_line(" ".join(line.strip() for line in lines))
+    if foreign := names_used(line) - {"op", "postgresql", "sa"}:
+        raise MigrationError(
+            f"the revision would have to import {', '.join(sorted(foreign))}, but it stands alone",
+            "use a type of SQLAlchemy's own",
+        )
+    return line
+
+
+# Without it Alembic writes JSONB and ARRAY so that their import is missing, and false as 0.
+_POSTGRESQL = MigrationContext.configure(dialect_name="postgresql")
 
 
 def _columns_not_there(table: TableName, columns: Iterable[str]) -> tuple[str, str]:
@@ -446,6 +489,12 @@ def _columns_not_there(table: TableName, columns: Iterable[str]) -> tuple[str, s
     )
 
 
+def _type_not_there(name: TableName) -> tuple[str, str]:
+    """The downgrade drops the type: it must not be somebody else's."""
+    type = f"to_regtype({literal(name.sql)})"
+    return (f"no type {name} yet", f"SELECT {type} AS type\n WHERE {type} IS NOT NULL")
+
+
 def _text(value: str) -> str:
     """A Python string literal in double quotes."""
-    return call(repr(value), -10_000)
+    return one_line(repr(value))

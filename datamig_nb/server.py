@@ -31,7 +31,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -44,10 +44,13 @@ from sqlalchemy.engine import URL
 
 from datamig_nb import supervisor
 from datamig_nb.errors import MissingExtraError, ServerStartError
-from datamig_nb.supervisor import ENVIRONMENT, PORT, postmaster, serves, stop, try_lock
+from datamig_nb.supervisor import ENVIRONMENT, PORT, find_postmaster, serves, stop, try_lock
 
 #: How long a server may take until it is ready, and until it has recovered from a crash.
 START_SECONDS, RECOVERY_SECONDS = 60, 600
+
+#: How often a start is tried before PostgreSQL's reason is told.
+STARTS = 3
 
 #: A larger log is cut to its end when the server starts.
 LOG_BYTES = 4_000_000
@@ -57,18 +60,11 @@ SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
 
 #: For rehearsals on a laptop.  wal_level and fsync stay those of a production server, because a
 #: rehearsal measures WAL and seconds to forecast production's.
-SETTINGS = (
-    "--listen_addresses=",
-    "--unix_socket_permissions=0700",
-    "--shared_buffers=256MB",
-    "--max_connections=100",
-    "--max_wal_size=4GB",
-    "--jit=off",
-    "--log_checkpoints=off",
-    "--timezone=UTC",
-    "--log_timezone=UTC",
-    "--log_min_messages=warning",
-)
+SETTINGS = """
+    --listen_addresses= --unix_socket_permissions=0700 --max_connections=100
+    --shared_buffers=256MB --max_wal_size=4GB --jit=off --timezone=UTC
+    --log_timezone=UTC --log_min_messages=warning --log_checkpoints=off
+""".split()
 
 _Found = TypeVar("_Found")
 
@@ -132,10 +128,13 @@ def data_home() -> Path:
         return Path(chosen)
     if os.geteuid() == 0:
         return Path("/var/lib/datamig_nb")
-    if sys.platform == "darwin":
-        return Path("~/Library/Application Support/datamig_nb").expanduser()
-    shared = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(shared).expanduser() / "datamig_nb"
+    mac = sys.platform == "darwin"
+    shared = "~/Library/Application Support" if mac else os.environ.get("XDG_DATA_HOME")
+    try:
+        return Path(shared or "~/.local/share").expanduser() / "datamig_nb"
+    except RuntimeError as error:
+        what = f"the user {os.geteuid()} has no home directory"
+        raise ServerStartError(what, "set HOME or DATAMIG_HOME") from error
 
 
 # ---------------------------------------------------------------- start, join, let go
@@ -165,7 +164,7 @@ def ensure_server(home: Path | None = None) -> Server:
         try:
             _make_home(home)
             if new:
-                users = str(home / "users.lock")
+                users = home / "users.lock"
                 _held[home] = _wait(home, partial(try_lock, users, fcntl.LOCK_SH))
             return _join_or_start(home)
         except BaseException as error:
@@ -189,25 +188,28 @@ def stop_server(home: Path | None = None) -> None:
 
 def _join_or_start(home: Path) -> Server:
     log = home / "server.log"
-    beginning: int | None = None
+    starts, beginning = 0, 0
 
     def attempt() -> Server | None:
-        nonlocal beginning
+        nonlocal starts, beginning
         # never free while a server is watched, or on its way up or down
-        lock = try_lock(str(home / "supervisor.lock"), fcntl.LOCK_EX)
+        lock = try_lock(home / "supervisor.lock", fcntl.LOCK_EX)
         if lock is None:
-            found = _running(home)
-            return found and found[1]
+            return _running(home)
         try:
-            # the supervisor launched before has given up; sessions of a killed server may take
-            # a moment to end, all other reasons stay
-            if beginning is not None and "shared memory block" not in _text(log)[beginning:]:
-                reason = _last_words(_text(log)[beginning:])
-                raise ServerStartError(f"PostgreSQL did not start: {reason}", f"see {log}")
+            # free again after a start: it failed, or was killed too.  What takes more than a few
+            # tries are sessions of a killed server, until they give back its memory
+            reason = _text(log)[beginning:]
+            if starts >= STARTS and "shared memory block" not in reason:
+                what = f"PostgreSQL did not start: {_last_words(reason)}"
+                raise ServerStartError(what, f"see {log}")
             if len(_text(log)) > LOG_BYTES:
                 log.write_text(_text(log)[-LOG_BYTES // 10 :])
-            beginning = len(_text(log))
-            _launch(home, lock)
+            if alone := _listening(home):  # its supervisor was killed
+                _launch(lock, home, alone.data, alone.sockets, [])
+            else:
+                starts, beginning = starts + 1, len(_text(log))
+                _launch(lock, home, *_prepare(home))
         finally:
             os.close(lock)
         return None
@@ -219,116 +221,97 @@ def _wait(home: Path, attempt: Callable[[], _Found | None]) -> _Found:
     began = time.monotonic()
     while (found := attempt()) is None:
         waited = time.monotonic() - began
-        # one that is there and does not answer replays its log, or writes its last
-        if waited > START_SECONDS and not (waited < RECOVERY_SECONDS and _alive(home)):
-            reason = _last_words(_text(home / "server.log"))
+        recovering = any(server.status != "ready" for server in _postmasters(home))
+        if waited > (RECOVERY_SECONDS if recovering else START_SECONDS):
+            log = home / "server.log"
             raise ServerStartError(
-                f"the embedded server was not ready after {waited:.0f} s: {reason}",
-                f"see {home / 'server.log'}, or set DATAMIG_HOME to another directory",
+                f"the server was not ready after {waited:.0f} s: {_last_words(_text(log))}",
+                f"see {log}, or set DATAMIG_HOME to another directory",
             )
         time.sleep(0.02)
     return found
 
 
-def _launch(home: Path, lock: int) -> None:
-    """Hand the lock to a new supervisor."""
-    if found := _running(home):  # its supervisor was killed
-        data, server = found
-        command = ["postgres", "-D", str(data), "-k", str(server.socket_directory)]
-    else:
-        command = _command(home)
-    log = os.open(home / "server.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    program = [sys.executable, "-I", "-S", supervisor.__file__, str(lock), str(home)]
-    try:
-        subprocess.run(
-            program + command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            pass_fds=(lock,),
-            start_new_session=True,
-            check=False,
-        )
-    finally:
-        os.close(log)
+def _launch(lock: int, home: Path, data: Path, sockets: Path, command: list[str]) -> None:
+    """Hand the lock to a new supervisor, which starts the command, or adopts what runs."""
+    arguments = [str(lock), str(home), str(data), str(sockets), *command]
+    subprocess.run(
+        [sys.executable, "-I", "-S", supervisor.__file__, *arguments],
+        check=True,
+        pass_fds=[lock],
+        start_new_session=True,
+    )
 
 
 # ---------------------------------------------------------------- a server that runs
 
 
-def _alive(home: Path) -> list[Path]:
-    """The data directories that a server runs on, ready or not."""
-    found = [file.parent for file in home.glob("pg*/postmaster.pid")]
-    return [data for data in found if postmaster(str(data), str(data / "postmaster.pid"))]
+class _Postmaster(NamedTuple):
+    """What a live server says about itself in its postmaster.pid."""
+
+    data: Path
+    port: str
+    sockets: Path
+    status: str
 
 
-def _running(home: Path) -> tuple[Path, Server] | None:
-    """The data directory and the server that accepts connections on it."""
-    for data in _alive(home):
-        lines = _text(data / "postmaster.pid").splitlines()
-        if len(lines) < 8 or lines[7].strip() != "ready":
-            continue
-        port, sockets = lines[3], Path(lines[4])
-        if sockets.exists() and _answers(sockets, port):
-            # its own programs; those this process would find may be of another version
-            found = Path(_text(data / "postmaster.opts").partition(' "-D" ')[0]).parent
-            programs = found if found.is_dir() else binaries()
-            server = Server(home=home, socket_directory=sockets, port=int(port), binaries=programs)
-            return data, server
+def _postmasters(home: Path) -> Iterator[_Postmaster]:
+    for file in home.glob("pg*/postmaster.pid"):
+        lines = [*_text(file).splitlines(), *[""] * 8]
+        if find_postmaster(file.parent, file):
+            yield _Postmaster(file.parent, lines[3], Path(lines[4]), lines[7].strip())
+
+
+def _listening(home: Path) -> _Postmaster | None:
+    """The one that accepts connections."""
+    for found in _postmasters(home):
+        if found.status == "ready" and found.sockets.exists():
+            _refuse_unless_private(found.sockets)
+            target = make_conninfo(host=str(found.sockets), port=found.port, user="postgres")
+            # opens no session, so it answers even when all connections are taken
+            if pq.PGconn.ping(f"{target} connect_timeout=5".encode()) == pq.Ping.OK:
+                return found
     return None
 
 
-def _answers(sockets: Path, port: str) -> bool:
-    _refuse_unless_private(sockets)
-    target = make_conninfo(host=str(sockets), port=port, user="postgres", connect_timeout=5)
-    # opens no session, so it works even when all connections are taken
-    return pq.PGconn.ping(target.encode()) == pq.Ping.OK
+def _running(home: Path) -> Server | None:
+    found = _listening(home)
+    if found is None:
+        return None
+    # its own programs; those that this process would find may be of another version
+    programs = Path(_text(found.data / "postmaster.opts").partition(' "-D" ')[0]).parent
+    return Server(
+        home=home,
+        socket_directory=found.sockets,
+        port=int(found.port),
+        binaries=programs if programs.is_dir() else binaries(),
+    )
 
 
 # ---------------------------------------------------------------- before a start
 
 
-def _command(home: Path) -> list[str]:
-    """Make all that a start needs; the command that starts it."""
+def _prepare(home: Path) -> tuple[Path, Path, list[str]]:
+    """Make all that a start needs: data directory, socket directory, command."""
     programs = _reachable_binaries(home, binaries())
     sockets = _make_socket_directory(home)
     _clear_remains(home, sockets)
     data = _make_data(home, programs)
-    program = str(programs / "postgres")
-    return [program, "-D", str(data), "-k", str(sockets), "-p", str(PORT), *SETTINGS]
+    command = [str(programs / "postgres"), "-D", str(data), "-k", str(sockets)]
+    return data, sockets, [*command, "-p", str(PORT), *SETTINGS]
 
 
 class _Account(NamedTuple):
     """Who PostgreSQL runs as, in the words of ``subprocess``; None is the current user."""
 
-    user: int | None = None
-    group: int | None = None
-    extra_groups: list[int] | None = None
-
-    def own(self, directory: Path) -> None:
-        if self.user is not None and self.group is not None:
-            os.chown(directory, self.user, self.group, follow_symlinks=False)
-
-    def reaches(self, path: Path) -> bool:
-        """Whether it may pass all directories on the way, and execute the file at its end."""
-
-        def allows(part: Path) -> bool:
-            found = part.stat()
-            own, shared = found.st_uid == self.user, found.st_gid == self.group
-            return bool(found.st_mode & (0o100 if own else 0o010 if shared else 0o001))
-
-        return self.user is None or all(allows(part) for part in (path, *path.parents))
-
-    def require(self, path: Path, advice: str) -> None:
-        if not self.reaches(path):
-            what = f"PostgreSQL cannot run as root, and as nobody it cannot reach {path}"
-            raise ServerStartError(what, advice)
+    user: int | None
+    group: int | None
+    extra_groups: list[int] | None
 
 
 def _account() -> _Account:
     if os.geteuid() != 0:
-        return _Account()
+        return _Account(None, None, None)
     try:
         nobody = pwd.getpwnam("nobody")
     except KeyError:
@@ -336,12 +319,37 @@ def _account() -> _Account:
     return _Account(nobody.pw_uid, nobody.pw_gid, [])
 
 
+def _give(directory: Path) -> None:
+    """Give a new directory to the account of PostgreSQL."""
+    user, group, _ = _account()
+    if user is not None and group is not None:
+        os.chown(directory, user, group, follow_symlinks=False)
+
+
+def _reachable(path: Path) -> bool:
+    """Whether PostgreSQL's account may pass the directories of a path, and execute its end."""
+    user, group, _ = _account()
+
+    def allowed(part: Path) -> bool:
+        found = part.stat()
+        bit = 0o100 if found.st_uid == user else 0o010 if found.st_gid == group else 0o001
+        return bool(found.st_mode & bit)
+
+    return user is None or all(allowed(part) for part in (path, *path.parents))
+
+
+def _require_reachable(path: Path, advice: str) -> None:
+    if not _reachable(path):
+        what = f"PostgreSQL cannot run as root, and as nobody it cannot reach {path}"
+        raise ServerStartError(what, advice)
+
+
 def _make_home(home: Path) -> None:
     for path in reversed([path for path in (home, *home.parents) if not path.exists()]):
         path.mkdir(exist_ok=True)
         path.chmod(0o711 if os.geteuid() == 0 else 0o700)
     advice = "set DATAMIG_HOME to a directory that all users may enter, as /var/lib/datamig_nb"
-    _account().require(home, advice)
+    _require_reachable(home, advice)
 
 
 def _make_socket_directory(home: Path) -> Path:
@@ -353,11 +361,11 @@ def _make_socket_directory(home: Path) -> Path:
             f"a socket in {directory} has a path of {length} bytes, more than {SOCKET_PATH_BYTES}",
             "set TMPDIR to a shorter directory, as /tmp",
         )
-    _account().require(directory.parent, "set TMPDIR to a directory that all may enter, as /tmp")
+    _require_reachable(directory.parent, "set TMPDIR to a directory that all may enter, as /tmp")
     with suppress(FileExistsError):
         directory.mkdir(mode=0o700)
     _refuse_unless_private(directory)
-    _account().own(directory)
+    _give(directory)
     return directory
 
 
@@ -381,8 +389,8 @@ def _clear_remains(home: Path, sockets: Path) -> None:
     """
     for file in (*home.glob("pg*/postmaster.pid"), sockets / f".s.PGSQL.{PORT}.lock"):
         # another directory if the home was copied while in use: not ours to end
-        data = "".join(_text(file).splitlines()[1:2])
-        if Path(data).parent == home and (pid := postmaster(data, str(file))):
+        data = Path("".join(_text(file).splitlines()[1:2]))
+        if data.parent == home and (pid := find_postmaster(data, file)):
             stop(pid, partial(serves, pid, data))
         file.unlink(missing_ok=True)
     (sockets / f".s.PGSQL.{PORT}").unlink(missing_ok=True)
@@ -400,17 +408,19 @@ def _make_data(home: Path, programs: Path) -> Path:
     version = _run(str(programs / "postgres"), "--version")
     major = int(re.findall(r"\(PostgreSQL\) (\d+)", version)[0])
     data = home / f"pg{major}"
+    for interrupted in home.glob("new-*"):
+        # an initdb that lost its parent may still write there: then the next start removes it
+        shutil.rmtree(interrupted, ignore_errors=True)
     if not data.exists():
-        for interrupted in home.glob("new-*"):
-            shutil.rmtree(interrupted)
         fresh = Path(tempfile.mkdtemp(prefix="new-", dir=home))
-        _account().own(fresh)
-        command = [*_named(), str(programs / "initdb"), "-D", str(fresh), "--no-instructions"]
+        _give(fresh)
+        # not synced: there is nothing yet to lose, and a busy disk would take ten seconds
+        command = [*_named(), str(programs / "initdb"), "-D", str(fresh), "--no-sync"]
         # one order of texts on every machine
         locale = ["--encoding=UTF8", "--locale=C"]
         if major >= 17:
             locale += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-        _run(*command, "--username=postgres", "--auth=trust", *locale)
+        _run(*command, "--no-instructions", "--username=postgres", "--auth=trust", *locale)
         fresh.rename(data)
     return data
 
@@ -453,10 +463,10 @@ def _run(*command: str) -> str:
 
 def _reachable_binaries(home: Path, found: Path) -> Path:
     """The programs, or root's copy of them where nobody cannot reach them."""
-    if _account().reaches(found / "postgres"):
+    if _reachable(found / "postgres"):
         return found
     if found.parent.name != "pginstall":  # a whole conda environment is not copied
-        _account().require(found, "run: python -m pip install 'datamig-nb[embedded]'")
+        _require_reachable(found, "run: python -m pip install 'datamig-nb[embedded]'")
     version = (found / "postgres").stat()
     key = hashlib.sha256(f"{found} {version.st_size} {version.st_mtime_ns}".encode())
     copy = home / f"programs-{key.hexdigest()[:8]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import inspect
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -17,9 +18,17 @@ WIDTH = 100
 _OWN = {"revision"}
 
 
-def call(code: str, indent: int) -> str:
-    """A call such as ``op.add_column(…)``, in double quotes, one argument a line where too long."""
-    return _laid_out(ast.parse(code.strip(), mode="eval").body, indent)
+def call(code: str, indent: int, before: int = 0) -> str:
+    """A call such as ``op.add_column(…)``, in double quotes, one argument a line where too long.
+
+    ``indent`` is the column where its statement begins, ``before`` what stands there already.
+    """
+    return _laid_out(ast.parse(code.strip(), mode="eval").body, indent, before)
+
+
+def one_line(code: str) -> str:
+    """An expression on one line, in double quotes, as a formatter would write it."""
+    return _one_line(ast.parse(code.strip(), mode="eval").body)
 
 
 def reference(constant: str) -> str:
@@ -41,60 +50,76 @@ def _constant(name: str, text: str) -> str:
     """An assignment; an f-string where the text refers to other constants."""
     pieces = text.split("\0")
     if len(pieces) == 1:
-        return f"{name} = {_literal(text, text)}"
+        return _assigned(name, _literal(text, text) or _string(text))
     escaped = [piece.replace("{", "{{").replace("}", "}}") for piece in pieces[::2]]
     references = [*(f"{{{piece}}}" for piece in pieces[1::2]), ""]
     body = "".join(part for pair in zip(escaped, references, strict=True) for part in pair)
-    # What repr would be needed for cannot refer: the values are pasted together instead.
-    quoted = [repr(piece) for piece in pieces[::2]]
-    joined = [part for pair in zip(quoted, [*pieces[1::2], ""], strict=True) for part in pair]
-    return f"{name} = {_literal(text, body, 'f', ' + '.join(filter(None, joined)))}"
+    if literal := _literal(text, body, "f"):
+        return _assigned(name, literal)
+    # What needs escapes cannot refer: the values are pasted together instead.
+    parts = [_string(p) if n % 2 == 0 else p for n, p in enumerate(pieces) if p or n % 2]
+    return _assigned(name, *parts)
 
 
-def _literal(text: str, body: str, prefix: str = "", fallback: str = "") -> str:
-    """A literal that reads as the text does; the fallback, or repr, where none can."""
-    if '"""' in text or text.endswith(('"', "\\")) or "\r" in text:
-        return fallback or repr(text)
-    quotes = '"""' if "\n" in text or '"' in text else '"'
-    return f"{prefix}{'r' if chr(92) in text else ''}{quotes}{body}{quotes}"
+def _assigned(name: str, *parts: str) -> str:
+    """Assign a literal, or several with names between, as a formatter would write it."""
+    value = " + ".join(parts)
+    if "\n" in value or len(name) + len(" = ") + len(value) <= WIDTH:
+        return f"{name} = {value}"
+    if len(value) + 4 <= WIDTH:
+        return f"{name} = (\n    {value}\n)"
+    lines = "\n    + ".join(parts)
+    return f"{name} = {value}" if len(parts) == 1 else f"{name} = (\n    {lines}\n)"
 
 
-def _laid_out(node: ast.expr, indent: int) -> str:
-    line = _one_line(node)
-    if len(line) + indent <= WIDTH or not isinstance(node, ast.Call):
+def _literal(text: str, body: str, prefix: str = "") -> str:
+    """A literal that reads as the text does; empty where there is none without escapes."""
+    is_simple = "\n" not in text and '\\"' not in text
+    quotes = next((mark for mark in ('"', "'") if is_simple and mark not in text), '"""')
+    if quotes in text or text.endswith((quotes[0], "\\")) or "\r" in text:
+        return ""
+    return f"{'r' if chr(92) in text else ''}{prefix}{quotes}{body}{quotes}"
+
+
+def _laid_out(node: ast.expr, indent: int, before: int, after: int = 0) -> str:
+    line, inner = _one_line(node), " " * (indent + 4)
+    if indent + before + len(line) + after <= WIDTH:
         return line
-    inner = " " * (indent + 4)
-    arguments = [_laid_out(argument, indent + 4) for argument in node.args] + [
-        f"{keyword.arg}={_laid_out(keyword.value, indent + 4)}" for keyword in node.keywords
-    ]
-    listed = "".join(f"{inner}{argument},\n" for argument in arguments)
-    return f"{_one_line(node.func)}(\n{listed}{' ' * indent})"
+    match node:
+        case ast.Lambda(body=body):
+            return f"lambda: {_laid_out(body, indent, before + len('lambda: '), after)}"
+        case ast.Call(func=function, args=[ast.Lambda() as argument], keywords=[]):
+            only = _laid_out(argument, indent + 4, 0)
+            return f"{_one_line(function)}(\n{inner}{only}\n{' ' * indent})"
+        case ast.Call(func=function, args=args, keywords=keywords):
+            opened, closed = f"{_one_line(function)}(", ")"
+            items = [("", arg) for arg in args] + [(f"{k.arg}=", k.value) for k in keywords]
+        case ast.Tuple(elts=elements) | ast.List(elts=elements):
+            opened, closed = line[0], line[-1]
+            items = [("", element) for element in elements]
+        case _:
+            return line
+    listed = "".join(
+        f"{inner}{name}{_laid_out(value, indent + 4, len(name), 1)},\n" for name, value in items
+    )
+    return f"{opened}\n{listed}{' ' * indent}{closed}" if items else line
+
+
+# A string as repr() writes it; b'' stays.
+_PYTHON_STRING = re.compile(r"""b?(?P<mark>['"])(?:\\.|(?!(?P=mark)).)*(?P=mark)""")
 
 
 def _one_line(node: ast.expr) -> str:
-    match node:
-        case ast.Constant(value=str(text)):
-            return _string(text)
-        case ast.Call(func=function, args=args, keywords=keywords):
-            arguments = [_one_line(argument) for argument in args]
-            arguments += [f"{keyword.arg}={_one_line(keyword.value)}" for keyword in keywords]
-            return f"{_one_line(function)}({', '.join(arguments)})"
-        case ast.List(elts=elements):
-            return f"[{', '.join(map(_one_line, elements))}]"
-        case ast.Tuple(elts=[element]):
-            return f"({_one_line(element)},)"
-        case ast.Tuple(elts=elements):
-            return f"({', '.join(map(_one_line, elements))})"
-        case _:
-            return ast.unparse(node)
+    return _PYTHON_STRING.sub(
+        lambda found: found[0] if found[0][0] == "b" else _string(ast.literal_eval(found[0])),
+        ast.unparse(node),
+    )
 
 
 def _string(text: str) -> str:
-    """The text as a Python string in double quotes where that needs no more escapes."""
-    plain = repr(text)
-    if plain[0] == "'" and '"' not in text:
-        return '"' + plain[1:-1].replace("\\'", "'") + '"'
-    return plain
+    """The text as a Python string in double quotes, unless single ones need fewer escapes."""
+    mark = '"' if text.count('"') <= text.count("'") else "'"
+    return mark + f"\\{mark}".join(repr(part)[1:-1] for part in text.split(mark)) + mark
 
 
 # ---------------------------------------------------------------- copied functions

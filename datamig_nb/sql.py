@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Iterable, Sequence
 
 from datamig_nb.migration import BATCH_MARK, Backfill, Check, KeepInStep, RowCheck
@@ -23,18 +24,29 @@ _TOKENS = re.compile(
 )
 
 
-def columns_read(expression: str, columns: Iterable[str]) -> tuple[str, ...]:
+# PostgreSQL folds ASCII letters only.
+_FOLDED = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+
+
+def columns_read(expression: str, columns: Iterable[str], row: str = "") -> tuple[str, ...]:
     """Those of ``columns`` that the expression names, in the order of ``columns``.
 
     A name that means something else, a function's for instance, counts too: reading one column
-    too many is harmless where this is used.
+    too many is harmless where this is used.  ``row`` is the name of the table: where it stands for
+    the whole row, as in ``to_jsonb(player)``, all columns are read.
     """
-    names = {
-        match["quoted"].replace('""', '"') if match["quoted"] else match["plain"].lower()
-        for match in _TOKENS.finditer(expression)
-        if match["quoted"] or match["plain"]
-    }
+    names: set[str] = set()
+    for match in _TOKENS.finditer(expression):
+        if match["quoted"] or match["plain"]:
+            name = (match["quoted"] or "").replace('""', '"') or match["plain"].translate(_FOLDED)
+            if name == row and not _COLUMN_OF.match(expression, match.end()):
+                return tuple(columns)
+            names.add(name)
     return tuple(column for column in columns if column in names)
+
+
+# What makes a table's name in front of it part of a column's; "player.*" is the whole row.
+_COLUMN_OF = re.compile(r"\s*\.(?!\s*\*)")
 
 
 def indent(text: str, by: int) -> str:
@@ -126,7 +138,7 @@ def trigger(step: KeepInStep, name: str, read: Sequence[str]) -> str:
 
 
 def count_failing(checks: Sequence[RowCheck]) -> str:
-    """Failing rows of several checks over one table, counted in one pass: columns c0, c1 and so on."""
+    """Failing rows of several checks over one table, counted in one pass: c0, c1 and so on."""
     counts = ",\n       ".join(
         f"count(*) FILTER (WHERE {indent(check.failing, 29)}) AS c{number}"
         for number, check in enumerate(checks)

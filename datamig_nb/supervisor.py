@@ -3,12 +3,13 @@
 ``server`` runs this file by its path, as a process of its own, so it imports nothing but the
 standard library and is there in a few hundredths of a second::
 
-    python -I -S supervisor.py LOCK HOME postgres -D DATA -k SOCKETS ...
+    python -I -S supervisor.py LOCK HOME DATA SOCKETS [postgres -D DATA -k SOCKETS ...]
 
 ``LOCK`` is an inherited descriptor that holds ``supervisor.lock``: only its holder starts,
 watches or stops the server.  The kernel takes back the locks of a dead process, however it died,
 so an exclusive lock on ``users.lock``, where every using process holds a shared one, means that
-nobody is left.  A supervisor that is killed leaves the server running; the next one adopts it.
+nobody is left.  A supervisor that is killed leaves the server running; the next one gets no
+command, and adopts it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 #: Not a TCP port: the end of the socket's name.
 PORT = 5432
@@ -35,9 +37,12 @@ POLL_SECONDS = 0.2
 STOP_SIGNALS = ((signal.SIGINT, 60), (signal.SIGQUIT, 10), (signal.SIGKILL, 10))
 
 
-def try_lock(path: str, operation: int) -> int | None:
-    """Lock a file without waiting: its descriptor, or None while somebody else holds it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+def try_lock(path: Path, operation: int) -> int | None:
+    """Lock a file without waiting: its descriptor, or None while somebody else holds it.
+
+    Programs that this process starts do not get the descriptor, and so not the lock.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
     except OSError as error:
@@ -48,33 +53,28 @@ def try_lock(path: str, operation: int) -> int | None:
     return descriptor
 
 
-def postmaster(data: str, pid_file: str) -> int | None:
+def find_postmaster(data: Path, pid_file: Path) -> int | None:
     """The process named in a pid file, if it is the server of this data directory."""
     try:
-        with open(pid_file) as lines:
-            pid = int(lines.readline())
+        pid = int(pid_file.read_text().partition("\n")[0])
     except (OSError, ValueError):
         return None
     return pid if serves(pid, data) else None
 
 
-def serves(pid: int, data: str) -> bool:
+def serves(pid: int, data: Path) -> bool:
     """Whether a process is the server of this data directory.
 
     Its number alone does not tell: that may be a zombie's by now, or another program's.
     """
-    return f" -D {data} -k " in _command_line(pid)
-
-
-def _command_line(pid: int) -> str:
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as arguments:
-            return os.fsdecode(arguments.read().replace(b"\0", b" "))
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
     except OSError:
-        if os.path.isdir("/proc/self"):
-            return ""
-    listing = ["ps", "-ww", "-o", "command=", "-p", str(pid)]
-    return os.fsdecode(subprocess.run(listing, capture_output=True, check=False).stdout)
+        if Path("/proc/self").exists():
+            return False
+        listing = ["ps", "-ww", "-o", "command=", "-p", str(pid)]
+        command = subprocess.run(listing, capture_output=True, check=False).stdout
+    return os.fsencode(f" -D {data} -k ") in command
 
 
 def stop(pid: int, running: Callable[[], bool]) -> None:
@@ -87,11 +87,20 @@ def stop(pid: int, running: Callable[[], bool]) -> None:
             time.sleep(0.02)
 
 
-def _start(command: list[str], data: str) -> subprocess.Popen[bytes]:
-    root, owner = os.geteuid() == 0, os.stat(data)
+def _redirect(log: Path) -> None:
+    """Let go of the notebook's streams and directory; postgres inherits what is set here."""
+    os.chdir("/")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    # closed to others: statements that failed are in it, with the values of their rows
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+
+
+def _start(command: list[str], data: Path) -> subprocess.Popen[bytes]:
+    root, owner = os.geteuid() == 0, data.stat()
     return subprocess.Popen(
         command,
-        cwd="/",
         env=ENVIRONMENT,
         # a session of its own, so that it outlives a supervisor killed with its group
         start_new_session=True,
@@ -102,45 +111,45 @@ def _start(command: list[str], data: str) -> subprocess.Popen[bytes]:
     )
 
 
-def _watch(users: str, socket: str, running: Callable[[], bool]) -> None:
+def watch(users: Path, socket: Path, running: Callable[[], bool]) -> None:
     """Return when the server has ended, when nobody can reach it, or when nobody uses it."""
     reachable = False
     while running():
         # kept until this process ends: who comes now waits, and then starts the server again
         if try_lock(users, fcntl.LOCK_EX) is not None:
             return
-        if reachable and not os.path.exists(socket):
+        if reachable and not socket.exists():
             return  # somebody emptied the temporary directory
-        reachable = os.path.exists(socket)
+        reachable = socket.exists()
         time.sleep(POLL_SECONDS)
 
 
-def main(lock: int, home: str, command: list[str]) -> None:
+def main(lock: int, home: Path, data: Path, sockets: Path, command: list[str]) -> None:
+    """Start the server, or adopt the one that runs; stop it after its last user."""
     os.set_inheritable(lock, False)
     if os.fork():
         os._exit(0)  # the notebook waits for this one; the supervisor is nobody's child
     os.ftruncate(lock, 0)
     os.write(lock, f"{os.getpid()}\n".encode())
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    _redirect(home / "server.log")
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit())
 
-    data, sockets = command[2], command[4]
-    adopted = postmaster(data, os.path.join(data, "postmaster.pid"))
-    child = None if adopted else _start(command, data)
+    child = _start(command, data) if command else None
+    pid = child.pid if child else find_postmaster(data, data / "postmaster.pid") or 0
 
     def running() -> bool:
-        return child.poll() is None if child else serves(adopted or 0, data)
+        return child.poll() is None if child else serves(pid, data)
 
     try:
-        socket = os.path.join(sockets, f".s.PGSQL.{PORT}")
-        _watch(os.path.join(home, "users.lock"), socket, running)
+        watch(home / "users.lock", sockets / f".s.PGSQL.{PORT}", running)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        stop(child.pid if child else adopted or 0, running)
+        stop(pid, running)
         with suppress(OSError):
-            # somebody else's by now if the home was deleted and made again meanwhile
-            if os.path.samestat(os.fstat(lock), os.stat(os.path.join(home, "supervisor.lock"))):
-                os.rmdir(sockets)
+            # another supervisor has its place if the home was deleted and made again meanwhile
+            if os.path.samestat(os.fstat(lock), (home / "supervisor.lock").stat()):
+                sockets.rmdir()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    main(int(sys.argv[1]), *map(Path, sys.argv[2:5]), command=sys.argv[5:])

@@ -18,7 +18,7 @@ from datamig_nb.migration import Check, Migration, RowCheck, added_columns
 from datamig_nb.names import TableName
 
 #: How many failing rows a report names for each check.
-KEYS_SHOWN = 10
+KEYS_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)

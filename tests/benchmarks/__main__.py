@@ -1,0 +1,48 @@
+"""Run the measurements: ``python -m tests.benchmarks [backfill | profile] [--rows N]``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+from datamig_nb.database import Database, connect
+from tests.benchmarks import backfill, profile
+
+_ALL: dict[str, Callable[[Database, int], None]] = {
+    "backfill": backfill.measure,
+    "profile": profile.measure,
+}
+
+
+@contextmanager
+def _database() -> Iterator[Database]:
+    """An empty database on the embedded server."""
+    database = connect().at("benchmark")
+    engine = sa.create_engine(
+        database.at("postgres").url, poolclass=NullPool, isolation_level="AUTOCOMMIT"
+    )
+    with engine.connect() as connection:
+        connection.exec_driver_sql("DROP DATABASE IF EXISTS benchmark WITH (FORCE)")
+        connection.exec_driver_sql("CREATE DATABASE benchmark TEMPLATE template0")
+    yield database
+    with engine.connect() as connection:
+        connection.exec_driver_sql("DROP DATABASE benchmark WITH (FORCE)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
+    parser.add_argument("names", nargs="*", choices=[*_ALL, []], default=list(_ALL))
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    given = parser.parse_args()
+    for name in given.names:
+        print(f"== {name}, {given.rows:,} rows", flush=True)
+        with _database() as database:
+            _ALL[name](database, given.rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,476 @@
+"""Only what was rehearsed goes into the project, byte for byte, and as the project wants it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+from datamig_nb.database import Database
+from datamig_nb.errors import AlembicProjectError, ExportRefusedError
+from datamig_nb.export import export, verify
+from datamig_nb.patterns import split_column
+from datamig_nb.rehearse import Rehearsal, rehearse
+from datamig_nb.render import EVIDENCE_MARK, Revision, render
+from tests.alembic_project import AlembicProject, make_project
+from tests.scratch import query, scratch_database
+
+SPLIT = split_column("customer", "full_name")
+
+
+@pytest.fixture(scope="module")
+def shop(samples: Database) -> Iterator[Database]:
+    """A table with a few names."""
+    with scratch_database(samples) as made:
+        query(
+            made,
+            "CREATE TABLE customer (id int PRIMARY KEY, full_name text);"
+            "INSERT INTO customer VALUES (1, 'Secretive Person'), (2, NULL), (3, 'Cher')",
+        )
+        yield made
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> AlembicProject:
+    """A project with one revision, aaa: only to be copied."""
+    project = make_project(tmp_path_factory.mktemp("fresh") / "project")
+    project.add_plain("aaa", "SELECT 1")
+    return project
+
+
+@pytest.fixture(scope="module")
+def rehearsal(shop: Database, fresh: AlembicProject) -> Rehearsal:
+    """A rehearsal that passed, of a revision that follows aaa."""
+    password = dataclasses.replace(shop, url=shop.url.set(password="s3cret"))
+    found = rehearse(password, render(password, SPLIT, alembic=fresh.ini))
+    assert found.passed, found.summary
+    return found
+
+
+@pytest.fixture
+def make_copy(fresh: AlembicProject, tmp_path: Path) -> Callable[..., AlembicProject]:
+    """Copy the project and set options of its alembic.ini."""
+    numbers = itertools.count(1)
+
+    def make(**settings: str) -> AlembicProject:
+        copy = AlembicProject(directory=tmp_path / f"copy{next(numbers)}")
+        shutil.copytree(fresh.directory, copy.directory)
+        text = copy.ini.read_text(encoding="utf-8")
+        settings = {"script_location": "%(here)s/alembic", **settings}
+        for name in settings:
+            text = re.sub(rf"^{name} = .*\n", "", text, flags=re.MULTILINE)
+        lines = "".join(f"{name} = {value}\n" for name, value in settings.items())
+        assert text.count("[alembic]\n") == 1
+        copy.ini.write_text(text.replace("[alembic]\n", f"[alembic]\n{lines}"), encoding="utf-8")
+        return copy
+
+    return make
+
+
+@pytest.fixture
+def project(make_copy: Callable[..., AlembicProject]) -> AlembicProject:
+    """A project as ``alembic init`` makes it, with the revision aaa."""
+    return make_copy()
+
+
+def files(project: AlembicProject) -> dict[str, str]:
+    """Every file of the project, what Python made of them aside."""
+    return {
+        str(path.relative_to(project.directory)): path.read_text(encoding="utf-8")
+        for path in sorted(project.directory.rglob("*"))
+        if path.is_file() and path.suffix != ".pyc"
+    }
+
+
+def heads(project: AlembicProject) -> list[str]:
+    return sorted(ScriptDirectory.from_config(Config(project.ini)).get_heads())
+
+
+def refusal(rehearsal: Rehearsal | Revision, project: AlembicProject) -> str:
+    """Why an export is refused, which must leave the project as it was."""
+    before = files(project)
+    with pytest.raises(ExportRefusedError) as raised:
+        export(rehearsal, alembic=project.ini)
+    assert files(project) == before
+    return str(raised.value)
+
+
+def of(rehearsal: Rehearsal, revision: Revision) -> Rehearsal:
+    """The rehearsal as if it had been that of another revision."""
+    return dataclasses.replace(rehearsal, revision=revision, digest=revision.digest)
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def test_file_is_the_rehearsed_text_with_lines_of_evidence(
+    rehearsal: Rehearsal, project: AlembicProject
+) -> None:
+    before = files(project)
+
+    written = export(rehearsal, alembic=project.ini)
+
+    text = written.path.read_bytes().decode()
+    lines = text.splitlines(keepends=True)
+    evidence = [line for line in lines if line.startswith(EVIDENCE_MARK)]
+    assert "".join(line for line in lines if line not in evidence) == rehearsal.revision.text
+    assert evidence == [
+        f"# vetted: rehearsed on PostgreSQL {rehearsal.server_version} with 3 rows\n",
+        "# vetted: passed upgrade, checks, everything else unchanged, downgrade, equal to before,"
+        " upgrade again, checks again\n",
+        "# vetted: the way back is lossless\n",
+        f"# vetted: sha256 {rehearsal.digest}\n",
+    ]
+    assert lines[lines.index(evidence[0]) - 1] == '"""\n'  # right below the docstring
+    assert files(project).keys() - before.keys() == {
+        f"alembic/versions/{rehearsal.revision.id}_split_full_name_of_customer_into_first_.py"
+    }
+    assert heads(project) == [rehearsal.revision.id]
+    assert stat.S_IMODE(written.path.stat().st_mode) & 0o044 == 0o044
+
+
+def test_docstring_that_a_hook_laid_out_anew_gets_its_evidence_too(
+    rehearsal: Rehearsal, project: AlembicProject
+) -> None:
+    text = rehearsal.revision.text.replace('\n"""\n', '"""\n', 1)
+    revision = dataclasses.replace(rehearsal.revision, text=text)
+
+    path = export(of(rehearsal, revision), alembic=project.ini).path
+
+    lines = path.read_text(encoding="utf-8").splitlines()
+    place = next(number for number, line in enumerate(lines) if line.startswith(EVIDENCE_MARK))
+    assert lines[place - 1].endswith('nothing else."""')
+    verify(path)
+
+
+def test_file_tells_nothing_of_the_machine_or_the_data(
+    rehearsal: Rehearsal, project: AlembicProject, shop: Database
+) -> None:
+    text = export(rehearsal, alembic=project.ini).path.read_text(encoding="utf-8")
+
+    secrets = ("s3cret", "Secretive", str(Path.home()), "/tmp", str(project.directory))
+    assert [word for word in (*secrets, str(shop.url.database)) if word in text] == []
+
+
+def test_export_goes_where_it_was_rendered_for(
+    rehearsal: Rehearsal, project: AlembicProject
+) -> None:
+    revision = dataclasses.replace(rehearsal.revision, alembic=project.ini)
+
+    written = export(of(rehearsal, revision))
+
+    assert written.path.parent == project.directory / "alembic" / "versions"
+    assert repr(written) == (
+        f"Export: {written.path.name}, ready for 'alembic upgrade {revision.id}'"
+    )
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_revision_that_was_not_rehearsed_is_refused(
+    rehearsal: Rehearsal, project: AlembicProject
+) -> None:
+    revision = rehearsal.revision
+
+    assert refusal(revision, project) == (
+        f"not exported: revision {revision.id} was not rehearsed; export(rehearse(db, revision))"
+    )
+
+
+def test_rehearsal_that_failed_is_refused(rehearsal: Rehearsal, project: AlembicProject) -> None:
+    *first, last = rehearsal.stages
+    failed = dataclasses.replace(last, passed=False, detail="2 rows fail")
+
+    assert refusal(dataclasses.replace(rehearsal, stages=(*first, failed)), project) == (
+        "not exported: the rehearsal FAILED at checks again: 2 rows fail;"
+        " correct the migration, render, rehearse again"
+    )
+
+
+def test_text_that_was_changed_is_refused(rehearsal: Rehearsal, project: AlembicProject) -> None:
+    revision = rehearsal.revision
+    changed = dataclasses.replace(revision, text=revision.text.replace("3. keep", "3. Keep"))
+
+    assert refusal(dataclasses.replace(rehearsal, revision=changed), project) == (
+        f"not exported: revision {revision.id} was changed after it was rehearsed;"
+        " rehearse it again"
+    )
+
+
+def test_head_that_moved_is_refused(rehearsal: Rehearsal, project: AlembicProject) -> None:
+    project.add_plain("bbb", "SELECT 1", down="aaa")
+
+    assert refusal(rehearsal, project) == (
+        "not exported: the project's head is bbb, but the revision was rendered to follow aaa;"
+        " render and rehearse it again, it takes the new head by itself"
+    )
+
+
+def test_project_without_that_head_is_refused(
+    rehearsal: Rehearsal, project: AlembicProject
+) -> None:
+    (project.directory / "alembic" / "versions" / "aaa.py").unlink()
+
+    assert "the project's head is none, but" in refusal(rehearsal, project)
+
+
+def test_first_revision_of_a_project_that_has_some_is_refused(
+    rehearsal: Rehearsal, project: AlembicProject
+) -> None:
+    first = of(rehearsal, dataclasses.replace(rehearsal.revision, down_revision=None))
+
+    assert "the project's head is aaa, but" in refusal(first, project)
+
+
+def test_revision_that_is_there_already_is_refused(
+    rehearsal: Rehearsal, project: AlembicProject
+) -> None:
+    path = export(rehearsal, alembic=project.ini).path
+
+    assert refusal(rehearsal, project) == (
+        f"not exported: the project has revision {rehearsal.revision.id} already;"
+        " remove that file to write it anew"
+    )
+    verify(path)
+
+
+def test_file_of_another_revision_is_never_replaced(
+    rehearsal: Rehearsal, make_copy: Callable[..., AlembicProject]
+) -> None:
+    project = make_copy(file_template="%%(slug)s", truncate_slug_length="12")
+    project.add_plain("bbb", "SELECT 2", down="aaa")
+    versions = project.directory / "alembic" / "versions"
+    versions.joinpath("bbb.py").rename(versions / "split_full_.py")
+    on_top = dataclasses.replace(rehearsal.revision, down_revision="bbb")
+
+    assert refusal(of(rehearsal, on_top), project) == (
+        "not exported: split_full_.py is the name of another revision's file; put %(rev)s into the"
+        " project's file_template, or give the migration another name"
+    )
+
+
+def test_export_without_a_project_says_what_to_give(rehearsal: Rehearsal) -> None:
+    homeless = of(rehearsal, dataclasses.replace(rehearsal.revision, alembic=None))
+
+    with pytest.raises(AlembicProjectError, match="give export") as raised:
+        export(homeless)
+
+    assert str(raised.value).startswith("no Alembic project is known")
+
+
+def test_project_that_is_gone_is_told(rehearsal: Rehearsal, tmp_path: Path) -> None:
+    with pytest.raises(AlembicProjectError, match=r"there is no file '.*nowhere\.ini'"):
+        export(rehearsal, alembic=tmp_path / "nowhere.ini")
+
+
+def test_project_that_alembic_cannot_write_to_is_told(
+    rehearsal: Rehearsal, project: AlembicProject
+) -> None:
+    (project.directory / "alembic" / "script.py.mako").unlink()
+    before = files(project)
+
+    with pytest.raises(AlembicProjectError, match=r"^Alembic cannot write the file: .*script\.py"):
+        export(rehearsal, alembic=project.ini)
+
+    assert files(project) == before
+
+
+# ---------------------------------------------------------------- the project's settings
+
+
+def test_file_is_named_as_the_project_names_its_files(
+    rehearsal: Rehearsal, make_copy: Callable[..., AlembicProject]
+) -> None:
+    project = make_copy(
+        file_template="%%(year)d/%%(slug)s-%%(rev)s",
+        truncate_slug_length="16",
+        recursive_version_locations="true",
+    )
+
+    path = export(rehearsal, alembic=project.ini).path
+
+    versions = project.directory / "alembic" / "versions"
+    named = str(path.relative_to(versions))
+    assert re.fullmatch(rf"\d{{4}}/split_full_name_-{rehearsal.revision.id}\.py", named)
+    assert heads(project) == [rehearsal.revision.id]
+    verify(path)
+
+
+def test_file_lies_beside_the_one_that_it_follows(
+    rehearsal: Rehearsal, make_copy: Callable[..., AlembicProject]
+) -> None:
+    project = make_copy(
+        version_locations="%(here)s/billing %(here)s/alembic/versions", path_separator="space"
+    )
+    billing = project.directory / "billing"
+    billing.mkdir()
+
+    path = export(rehearsal, alembic=project.ini).path
+
+    assert path.parent == project.directory / "alembic" / "versions"
+    assert list(billing.iterdir()) == []
+
+
+def test_first_file_of_a_project_lies_in_the_first_of_its_locations(
+    rehearsal: Rehearsal, make_copy: Callable[..., AlembicProject]
+) -> None:
+    project = make_copy(version_locations="%(here)s/billing %(here)s/other", path_separator="space")
+    first = of(rehearsal, dataclasses.replace(rehearsal.revision, down_revision=None))
+
+    path = export(first, alembic=project.ini).path
+
+    assert path.parent == project.directory / "billing"
+
+
+@pytest.mark.parametrize(("zone", "offset"), [("Asia/Kathmandu", "+05:45"), ("UTC", "+00:00")])
+def test_create_date_is_in_the_time_zone_of_the_project(
+    shop: Database, make_copy: Callable[..., AlembicProject], zone: str, offset: str
+) -> None:
+    project = make_copy(timezone=zone)
+
+    revision = render(shop, SPLIT, alembic=project.ini)
+
+    (date,) = re.findall(r"^Create Date: (.*)$", revision.text, flags=re.MULTILINE)
+    assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d{re.escape(offset)}", date)
+
+
+def test_one_of_several_heads_is_chosen(
+    rehearsal: Rehearsal, project: AlembicProject, shop: Database
+) -> None:
+    project.add_plain("bbb", "SELECT 1", down="aaa")
+    project.add_plain("ccc", "SELECT 1", down="aaa")
+
+    with pytest.raises(AlembicProjectError) as raised:
+        render(shop, SPLIT, alembic=project.ini)
+    revision = render(shop, SPLIT, alembic=project.ini, head="ccc")
+    export(of(rehearsal, revision))
+
+    assert str(raised.value) == (
+        "the project has several heads: bbb, ccc;"
+        " choose one with head=, or merge them with 'alembic merge heads'"
+    )
+    assert heads(project) == sorted(["bbb", revision.id])
+
+
+HOOK = """\
+import pathlib, sys
+path = pathlib.Path(sys.argv[1])
+path.write_text(path.read_text() + "# by the hook\\n")
+with pathlib.Path({log!r}).open("a") as log:
+    log.write(path.name + "\\n")
+"""
+
+
+def test_hooks_of_the_project_run_once_before_the_rehearsal(
+    rehearsal: Rehearsal, project: AlembicProject, shop: Database, tmp_path: Path
+) -> None:
+    hook, log = tmp_path / "hook.py", tmp_path / "hook.log"
+    hook.write_text(HOOK.format(log=str(log)))
+    text = project.ini.read_text(encoding="utf-8")
+    settings = (
+        "[post_write_hooks]\nhooks = mine\nmine.type = exec\n"
+        f"mine.executable = {sys.executable}\nmine.options = {hook} REVISION_SCRIPT_FILENAME\n"
+    )
+    project.ini.write_text(text.replace("[post_write_hooks]\n", settings), encoding="utf-8")
+
+    revision = render(shop, SPLIT, alembic=project.ini)
+    path = export(of(rehearsal, revision)).path
+
+    assert revision.text.endswith("# by the hook\n")
+    assert path.read_text(encoding="utf-8").count("# by the hook\n") == 1
+    assert log.read_text() == f"{revision.id}.py\n"
+    verify(path)
+
+
+# ---------------------------------------------------------------- verify
+
+
+@pytest.fixture
+def vetted(rehearsal: Rehearsal, project: AlembicProject) -> Path:
+    """An exported file."""
+    return export(rehearsal, alembic=project.ini).path
+
+
+def test_exported_file_is_verified(vetted: Path) -> None:
+    verify(vetted)
+
+
+def test_edit_of_a_single_byte_is_found(vetted: Path) -> None:
+    original = vetted.read_bytes()
+    places = [0, original.index(b"def upgrade"), original.index(b"FROM customer"), -2]
+
+    for place in places:
+        edited = bytearray(original)
+        edited[place] ^= 1
+        vetted.write_bytes(edited)
+        with pytest.raises(ExportRefusedError) as raised:
+            verify(vetted)
+        assert str(raised.value) == (
+            f"not exported: {vetted.name} was edited after it was vetted;"
+            " change the migration instead, rehearse and export it again"
+        )
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text + "\n",
+        lambda text: text.removesuffix("\n"),
+        lambda text: text.replace("\n\n\n", "\n\n", 1),
+        lambda text: "\ufeff" + text,
+    ],
+    ids=["line more", "no last line end", "line less", "byte order mark"],
+)
+def test_edit_of_white_space_is_found(vetted: Path, edit: Callable[[str], str]) -> None:
+    vetted.write_text(edit(vetted.read_text(encoding="utf-8")), encoding="utf-8")
+
+    with pytest.raises(ExportRefusedError, match="was edited after it was vetted"):
+        verify(vetted)
+
+
+def test_line_ends_as_git_writes_them_on_windows_are_no_edit(vetted: Path) -> None:
+    vetted.write_bytes(vetted.read_bytes().replace(b"\n", b"\r\n"))
+
+    verify(vetted)
+
+
+def test_digest_that_is_not_its_own_is_found(vetted: Path) -> None:
+    text = vetted.read_text(encoding="utf-8")
+    vetted.write_text(re.sub(r"sha256 \w", "sha256 x", text), encoding="utf-8")
+
+    with pytest.raises(ExportRefusedError, match="was edited after it was vetted"):
+        verify(vetted)
+
+
+def test_file_without_evidence_is_refused(vetted: Path) -> None:
+    text = vetted.read_text(encoding="utf-8")
+    without = "".join(
+        line for line in text.splitlines(keepends=True) if not line.startswith(EVIDENCE_MARK)
+    )
+    vetted.write_text(without, encoding="utf-8")
+
+    with pytest.raises(ExportRefusedError) as raised:
+        verify(vetted)
+
+    assert str(raised.value) == (
+        f"not exported: {vetted.name} carries no digest; rehearse its migration and export it again"
+    )
+
+
+def test_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    latin = tmp_path / "latin.py"
+    latin.write_bytes("# é\n".encode("latin-1"))
+
+    for path in (latin, tmp_path / "missing.py"):
+        with pytest.raises(ExportRefusedError, match=rf"^not exported: {path.name} cannot be read"):
+            verify(path)

@@ -1,0 +1,391 @@
+"""A rehearsal runs the very file on a clone, believes nothing, and leaves the source alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from datamig_nb.clone import PREFIX
+from datamig_nb.database import Database
+from datamig_nb.errors import PermissionDeniedError
+from datamig_nb.migration import Migration, Step, add_column, backfill, rows_check
+from datamig_nb.patterns import split_column
+from datamig_nb.rehearse import Rehearsal, rehearse
+from datamig_nb.render import Revision, render
+from tests.alembic_project import make_project
+from tests.scratch import query, scratch_database
+
+SHOP = """
+CREATE TABLE customer (id int PRIMARY KEY, full_name text, note text, score int);
+INSERT INTO customer SELECT n, ' Ada   Love ' || n, 'note ' || n, n FROM generate_series(1, 300) n;
+CREATE TABLE log (line text);
+INSERT INTO log SELECT 'line ' || n FROM generate_series(1, 20) n;
+CREATE SCHEMA app;
+CREATE TABLE app.item (id int PRIMARY KEY, price int);
+INSERT INTO app.item SELECT n, n FROM generate_series(1, 40) n;
+CREATE TABLE sale (id int, year int, tax int, PRIMARY KEY (year, id)) PARTITION BY RANGE (year);
+CREATE TABLE sale_2024 PARTITION OF sale FOR VALUES FROM (2024) TO (2025);
+CREATE TABLE sale_rest PARTITION OF sale DEFAULT;
+INSERT INTO sale SELECT n, 2023 + n % 3, n FROM generate_series(1, 60) n
+"""
+
+SPLIT = split_column("customer", "full_name")
+
+STAGES = [
+    "upgrade",
+    "checks",
+    "everything else unchanged",
+    "downgrade",
+    "equal to before",
+    "upgrade again",
+    "checks again",
+]
+
+
+@pytest.fixture(scope="module")
+def shop(samples: Database) -> Iterator[Database]:
+    """A small database, of which no rehearsal may change anything."""
+    with scratch_database(samples) as made:
+        query(made, SHOP)
+        yield made
+
+
+def everything(database: Database) -> list[Any]:
+    """What somebody sees who looks at the database and at its server from outside."""
+    tables = ("customer", "log", "app.item", "sale")
+    rows = [
+        query(database, f"SELECT md5(string_agg(t::text, E'\\n' ORDER BY t::text)) FROM {table} t")
+        for table in tables
+    ]
+    relations = query(
+        database,
+        "SELECT oid, relname, relfilenode, xmin::text FROM pg_class WHERE oid > 16383 ORDER BY oid",
+    )
+    schemas = query(database, "SELECT nspname FROM pg_namespace ORDER BY oid")
+    databases = query(database, "SELECT datname FROM pg_database ORDER BY oid")
+    return [rows, relations, schemas, databases]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rehearsed:
+    """A rehearsal with what was seen around it."""
+
+    rehearsal: Rehearsal
+    before: list[Any]
+    after: list[Any]
+    said: list[str]
+
+
+@pytest.fixture(scope="module")
+def good(shop: Database, tmp_path_factory: pytest.TempPathFactory) -> Rehearsed:
+    """A migration that is right, in a project that has a revision already."""
+    project = make_project(tmp_path_factory.mktemp("good") / "project")
+    project.add_plain("abcabc", "SELECT 1 / 0")  # a rehearsal begins behind it
+    with_password = dataclasses.replace(shop, url=shop.url.set(password="s3cret"))
+    before, said = everything(shop), list[str]()
+    rehearsal = rehearse(
+        with_password, render(with_password, SPLIT, alembic=project.ini), progress=said.append
+    )
+    return Rehearsed(rehearsal, before, everything(shop), said)
+
+
+def of(database: Database, *steps: Step) -> Revision:
+    """The revision of a migration that has these steps."""
+    return render(database, Migration("try", *steps))
+
+
+def edited(revision: Revision, old: str, new: str) -> Revision:
+    """The revision as somebody edits its file."""
+    assert revision.text.count(old) == 1, f"{old!r} is there {revision.text.count(old)} times"
+    return dataclasses.replace(revision, text=revision.text.replace(old, new))
+
+
+def without_downgrade(revision: Revision) -> Revision:
+    """The revision with a downgrade as one finds it everywhere."""
+    start, end = revision.text.index("def downgrade("), revision.text.index("\n\n\n# -------- SQL")
+    text = revision.text
+    return dataclasses.replace(
+        revision, text=f"{text[:start]}def downgrade() -> None:\n    pass{text[end:]}"
+    )
+
+
+def outcomes(rehearsal: Rehearsal) -> list[tuple[str, bool]]:
+    return [(stage.name, stage.passed) for stage in rehearsal.stages]
+
+
+def clones(database: Database) -> list[str]:
+    """The clones that are on the server."""
+    names = f"SELECT datname FROM pg_database WHERE datname LIKE '{PREFIX}%'"
+    return query(database.at("postgres"), names)
+
+
+# ---------------------------------------------------------------- a revision that is right
+
+
+def test_right_revision_goes_up_down_and_up_again(good: Rehearsed) -> None:
+    rehearsal = good.rehearsal
+
+    assert outcomes(rehearsal) == [(name, True) for name in STAGES]
+    assert (rehearsal.passed, rehearsal.verdict) == (True, "lossless")
+    assert rehearsal.summary == "passed, the way back is lossless"
+    assert rehearsal.rows == 300
+    assert rehearsal.validation is not None
+    assert [(r.failing_rows, r.name) for r in rehearsal.validation.results] == [
+        (0, "first_name and last_name hold every letter of full_name"),
+        (0, "every name has a first_name"),
+    ]
+
+
+def test_revision_behind_another_one_is_rehearsed_without_that_one(good: Rehearsed) -> None:
+    assert good.rehearsal.revision.down_revision == "abcabc"
+    assert good.rehearsal.passed
+
+
+def test_digest_is_that_of_the_bytes_that_ran(good: Rehearsed) -> None:
+    bytes_run = good.rehearsal.revision.text.encode()
+
+    assert good.rehearsal.digest == hashlib.sha256(bytes_run).hexdigest()
+
+
+def test_source_is_not_touched(good: Rehearsed) -> None:
+    assert good.after == good.before
+    assert "datamig" not in good.after[2]
+
+
+def test_each_stage_is_told_as_it_begins(good: Rehearsed) -> None:
+    assert good.said == STAGES
+
+
+def test_password_is_not_shown(good: Rehearsed) -> None:
+    rehearsal = good.rehearsal
+
+    assert "s3cret" not in f"{rehearsal!r}{rehearsal.frame}{rehearsal.stages}{rehearsal.revision}"
+
+
+def test_frame_and_text_have_a_row_for_each_stage(good: Rehearsed) -> None:
+    rehearsal = good.rehearsal
+
+    frame = rehearsal.frame
+    assert list(frame.columns) == ["stage", "passed", "seconds", "detail"]
+    assert list(frame["stage"]) == STAGES
+    assert min(frame["seconds"]) > 0
+    lines = repr(rehearsal).splitlines()
+    assert lines[0] == (
+        f"Rehearsal of {rehearsal.revision.id} (split full_name of customer into first_name and"
+        " last_name): passed, the way back is lossless"
+    )
+    assert [line.split(" s  ")[1].partition(":")[0] for line in lines[1:]] == STAGES
+
+
+# ---------------------------------------------------------------- revisions that are wrong
+
+
+@pytest.fixture(scope="module")
+def split(shop: Database) -> Revision:
+    """The right revision, to be edited."""
+    return render(shop, SPLIT)
+
+
+def test_downgrade_that_does_nothing_is_found_out(shop: Database, split: Revision) -> None:
+    rehearsal = rehearse(shop, without_downgrade(split))
+
+    assert outcomes(rehearsal) == [*((name, True) for name in STAGES[:4]), (STAGES[4], False)]
+    assert (rehearsal.passed, rehearsal.verdict) == (False, "lossy")
+    assert rehearsal.summary.startswith(
+        "FAILED at equal to before: differs from before: the schema"
+    )
+    assert "first_name text" in rehearsal.summary
+    assert clones(shop) == []
+
+
+def test_downgrade_that_loses_values_is_found_out_by_column(
+    shop: Database, split: Revision
+) -> None:
+    lossy = edited(
+        split,
+        "        forget()\n",
+        '        execute("UPDATE customer SET note = NULL WHERE id = 7")\n        forget()\n',
+    )
+
+    rehearsal = rehearse(shop, lossy)
+
+    assert rehearsal.verdict == "lossy"
+    assert rehearsal.summary == (
+        "FAILED at equal to before: differs from before: public.customer.note"
+    )
+
+
+def test_upgrade_that_changes_something_else_is_found_out(shop: Database, split: Revision) -> None:
+    careless = edited(
+        split,
+        "        finish()\n",
+        '        execute("UPDATE app.item SET price = 2 WHERE id = 1; DELETE FROM log WHERE'
+        " line = 'line 7'\")\n        finish()\n",
+    )
+
+    rehearsal = rehearse(shop, careless)
+
+    assert outcomes(rehearsal) == [(STAGES[0], True), (STAGES[1], True), (STAGES[2], False)]
+    assert rehearsal.stages[-1].detail == (
+        "differs from before: app.item.price, the number of rows of public.log, public.log.row"
+    )
+    assert rehearsal.verdict == "not known"
+
+
+def test_upgrade_that_drops_a_column_is_found_out(shop: Database, split: Revision) -> None:
+    careless = edited(
+        split,
+        "        finish()\n",
+        '        execute("ALTER TABLE app.item DROP COLUMN price")\n        finish()\n',
+    )
+
+    rehearsal = rehearse(shop, careless)
+
+    assert outcomes(rehearsal)[-1] == ("everything else unchanged", False)
+    assert 'column "price" does not exist' in rehearsal.summary
+
+
+def test_check_that_fails_stops_the_upgrade_with_its_sentence(shop: Database) -> None:
+    revision = of(
+        shop,
+        add_column("customer", sa.Column("half", sa.Integer())),
+        backfill("customer", {"half": "id / 2"}),
+        rows_check("every half is below 148", "customer", "half >= 148"),
+    )
+
+    rehearsal = rehearse(shop, revision)
+
+    assert outcomes(rehearsal) == [("upgrade", False)]
+    assert rehearsal.stages[0].detail == (
+        f"{revision.id} stopped, for it requires: every half is below 148; 5 rows fail, the first"
+        " (296,), (297,), (298,), (299,), (300,); repair them and run Alembic again, it goes on"
+        " here"
+    )
+    assert (rehearsal.verdict, rehearsal.validation) == ("not known", None)
+    assert clones(shop) == []
+
+
+def test_statement_that_fails_is_told_without_its_traceback(
+    shop: Database, split: Revision
+) -> None:
+    broken = edited(
+        split, "        finish()\n", '        execute("SELECT 1/0")\n        finish()\n'
+    )
+
+    rehearsal = rehearse(shop, broken)
+
+    assert rehearsal.summary == "FAILED at upgrade: division by zero"
+
+
+def test_file_that_is_no_python_fails_at_upgrade(shop: Database, split: Revision) -> None:
+    broken = edited(split, "        finish()\n", "        finish(\n")
+
+    rehearsal = rehearse(shop, broken)
+
+    assert outcomes(rehearsal) == [("upgrade", False)]
+    assert rehearsal.stages[0].detail == "SyntaxError: '(' was never closed"
+
+
+# ---------------------------------------------------------------- what cannot be undone
+
+
+def test_backfill_of_a_column_that_was_there_is_irreversible_and_passes(shop: Database) -> None:
+    # The table is named as the search path finds it; its own column is no change elsewhere.
+    revision = of(
+        shop,
+        backfill("customer", {"score": "length(note)"}),
+        rows_check("scores are lengths", "customer", "score <> length(note)"),
+    )
+
+    rehearsal = rehearse(shop, revision)
+
+    assert outcomes(rehearsal) == [(name, True) for name in STAGES[:4]]
+    assert rehearsal.stages[-1].detail == "refused, as the revision says"
+    assert (rehearsal.passed, rehearsal.verdict, rehearsal.rows) == (True, "irreversible", 300)
+    assert rehearsal.summary == "passed, the way back is irreversible"
+
+
+def test_rows_of_partitions_are_counted_and_their_filled_column_may_change(shop: Database) -> None:
+    rehearsal = rehearse(shop, of(shop, backfill("sale", {"tax": "year - 2000"})))
+
+    assert (rehearsal.passed, rehearsal.rows) == (True, 60)
+    assert rehearsal.stages[1].detail == "the migration has none"
+
+
+def test_other_columns_of_partitions_must_not_change(shop: Database) -> None:
+    revision = edited(
+        of(shop, backfill("sale", {"tax": "year - 2000"})),
+        "        finish()\n",
+        '        execute("UPDATE sale SET id = id + 100 WHERE id < 3")\n        finish()\n',
+    )
+
+    rehearsal = rehearse(shop, revision)
+
+    assert outcomes(rehearsal)[-1] == ("everything else unchanged", False)
+    assert "public.sale_rest.id" in rehearsal.summary
+
+
+# ---------------------------------------------------------------- when it cannot be carried out
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, ValueError])
+def test_clone_is_gone_when_the_rehearsal_is_interrupted(
+    shop: Database, split: Revision, end: type[BaseException]
+) -> None:
+    seen: list[list[str]] = []
+
+    def interrupt(stage: str) -> None:
+        seen.append(clones(shop))
+        raise end(stage)
+
+    with pytest.raises(end):
+        rehearse(shop, split, progress=interrupt)
+
+    assert [len(names) for names in seen] == [1]
+    assert clones(shop) == []
+
+
+def test_role_that_may_not_create_databases_is_told_what_to_ask_for(
+    shop: Database, split: Revision
+) -> None:
+    query(shop, "CREATE ROLE rehearse_reader LOGIN IN ROLE pg_read_all_data")
+    reader = dataclasses.replace(shop, url=shop.url.set(username="rehearse_reader"))
+
+    try:
+        with pytest.raises(PermissionDeniedError, match="grant it CREATEDB"):
+            rehearse(reader, split)
+    finally:
+        query(shop, "DROP ROLE rehearse_reader")
+
+    assert clones(shop) == []
+
+
+def test_settings_of_the_database_hold_in_the_rehearsal(
+    make_database: Callable[[str], Database],
+) -> None:
+    database = make_database("template0")
+    query(
+        database,
+        f"""
+        CREATE SCHEMA app;
+        CREATE TABLE app.item (id int PRIMARY KEY, price int);
+        INSERT INTO app.item VALUES (1, 10);
+        ALTER DATABASE {database.url.database} SET search_path = app
+        """,
+    )
+
+    rehearsal = rehearse(
+        database,
+        of(
+            database,
+            add_column("item", sa.Column("gross", sa.Integer())),
+            backfill("item", {"gross": "price * 2"}),
+        ),
+    )
+
+    assert (rehearsal.passed, rehearsal.rows) == (True, 1), rehearsal.summary

@@ -1,0 +1,242 @@
+"""SQL from pure functions, compared whole; and which columns an expression reads."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamig_nb import sql
+from datamig_nb.migration import backfill, check, keep_in_step, rows_check
+from datamig_nb.sql import columns_read, indent
+
+few = settings(max_examples=200, derandomize=True, deadline=None, database=None)
+
+NAMES = {
+    "first_name": "split_part(full_name, ' ', 1)",
+    "last_name": "split_part(full_name, ' ', 2)",
+}
+SPLIT = backfill("players.player", NAMES)
+STATE = backfill('guide."user"', {"State": "lower(status)"}, where="a OR\nb")
+
+
+# ---------------------------------------------------------------- statements
+
+
+def test_batch_updates_only_rows_that_differ() -> None:
+    assert sql.update_batch(SPLIT, NAMES) == (
+        "UPDATE players.player\n"
+        "   SET first_name = split_part(full_name, ' ', 1),\n"
+        "       last_name = split_part(full_name, ' ', 2)\n"
+        " WHERE {batch}\n"
+        "   AND (first_name, last_name) IS DISTINCT FROM (split_part(full_name, ' ', 1),"
+        " split_part(full_name, ' ', 2))"
+    )
+
+
+def test_batch_keeps_the_condition_of_the_backfill_together() -> None:
+    assert sql.update_batch(STATE, {"State": "lower(status)"}) == (
+        'UPDATE guide."user"\n'
+        '   SET "State" = lower(status)\n'
+        " WHERE {batch}\n"
+        "   AND (a OR\n"
+        "        b)\n"
+        '   AND "State" IS DISTINCT FROM (lower(status))'
+    )
+
+
+def test_edited_rows_are_those_that_hold_something_else_than_was_filled_in() -> None:
+    assert sql.edited_rows(SPLIT, NAMES, ("id", "Year")) == (
+        'SELECT id, "Year" FROM players.player\n'
+        " WHERE num_nonnulls(first_name, last_name) > 0\n"
+        "   AND (first_name, last_name) IS DISTINCT FROM (split_part(full_name, ' ', 1),"
+        " split_part(full_name, ' ', 2))\n"
+        ' ORDER BY id, "Year"'
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "columns"), [(("id",), "id"), (("id", "Year"), 'id, "Year"'), ((), "ctid")]
+)
+def test_failing_rows_are_named_by_key_or_place(key: tuple[str, ...], columns: str) -> None:
+    failing = rows_check("no blank", "guide.user", "status = '' OR\nstatus IS NULL")
+
+    assert sql.failing_rows(failing, key) == (
+        f'SELECT {columns} FROM guide."user"\n'
+        " WHERE status = '' OR\n"
+        "       status IS NULL\n"
+        f" ORDER BY {columns}"
+    )
+
+
+def test_failing_rows_of_a_query_are_what_it_selects() -> None:
+    assert sql.failing_rows(check("none", "SELECT 1 AS a"), ("id",)) == "SELECT 1 AS a"
+
+
+def test_trigger_function_computes_the_columns_of_a_new_row() -> None:
+    assert sql.trigger_function(keep_in_step("players.player", NAMES), NAMES, "zz_datamig_1") == (
+        """\
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_1() RETURNS trigger
+LANGUAGE plpgsql AS $datamig$
+#variable_conflict use_column
+BEGIN
+    -- An application that writes the new columns itself is not overruled.
+    IF TG_OP = 'INSERT' THEN
+        IF num_nonnulls(NEW.first_name, NEW.last_name) > 0 THEN RETURN NEW; END IF;
+    ELSIF (NEW.first_name, NEW.last_name) IS DISTINCT FROM (OLD.first_name, OLD.last_name) THEN
+        RETURN NEW;
+    END IF;
+    SELECT split_part(full_name, ' ', 1),
+           split_part(full_name, ' ', 2)
+      INTO NEW.first_name, NEW.last_name
+      FROM (SELECT NEW.*) AS player;
+    RETURN NEW;
+END
+$datamig$"""
+    )
+
+
+def test_trigger_fires_for_new_rows_and_for_changes_of_what_is_read() -> None:
+    step = keep_in_step("guide.user", {"State": "lower(status)"})
+
+    assert sql.trigger(step, "zz_datamig_1", ("status", "Old")) == (
+        "CREATE OR REPLACE TRIGGER zz_datamig_1\n"
+        'BEFORE INSERT OR UPDATE OF status, "Old" ON guide."user"\n'
+        "FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_1()"
+    )
+
+
+def test_trigger_of_an_expression_that_reads_nothing_fires_for_new_rows_only() -> None:
+    assert sql.trigger(keep_in_step("player", {"at": "now()"}), "zz", ()) == (
+        "CREATE OR REPLACE TRIGGER zz\n"
+        "BEFORE INSERT ON player\n"
+        "FOR EACH ROW EXECUTE FUNCTION datamig.zz()"
+    )
+
+
+def test_checks_over_one_table_are_counted_in_one_pass() -> None:
+    checks = [rows_check("a", "guide.user", "id < 0"), rows_check("b", "guide.user", "x OR\ny")]
+
+    assert sql.count_failing(checks) == (
+        "SELECT count(*) FILTER (WHERE id < 0) AS c0,\n"
+        "       count(*) FILTER (WHERE x OR\n"
+        "                             y) AS c1\n"
+        '  FROM guide."user"'
+    )
+
+
+# ---------------------------------------------------------------- layout
+
+
+def test_all_lines_but_the_first_are_moved() -> None:
+    assert indent("CASE\n    WHEN a THEN b\nEND", 4) == "CASE\n        WHEN a THEN b\n    END"
+
+
+@pytest.mark.parametrize("literal", ["'\n'", "E'\n'", "$$\n$$", "$tag$\n$tag$", '"\n"'])
+def test_line_end_inside_a_literal_or_name_keeps_the_text_as_it_is(literal: str) -> None:
+    assert indent(f"f(\n{literal})", 4) == f"f(\n{literal})"
+
+
+def test_line_end_inside_a_comment_does_not_matter() -> None:
+    assert indent("a -- it's\n+ b /* $$\n*/", 2) == "a -- it's\n  + b /* $$\n  */"
+
+
+# ---------------------------------------------------------------- columns that are read
+
+
+@pytest.mark.parametrize(
+    ("expression", "read"),
+    [
+        ("full_name", ("full_name",)),
+        ("FULL_NAME || Id", ("id", "full_name")),
+        ("player.full_name", ("full_name",)),
+        ("players.player.full_name", ("full_name",)),
+        ("upper(full_name)::text", ("full_name",)),
+        ("full_name1 || my_full_name || full_name$ || ünfull_name", ()),
+        ('"full_name"', ("full_name",)),
+        ('"Full Name" || "a""b"', ("Full Name", 'a"b')),
+        ('"FULL_NAME" || "full name"', ()),
+        ("Full Name", ()),
+        ('Ä || "ä"', ("Ä", "ä")),
+        ("ä", ("ä",)),
+        ("'full_name'", ()),
+        ("'it''s full_name'", ()),
+        (r"'\' || full_name || '\'", ("full_name",)),
+        (r"E'\' full_name \\' || id", ("id",)),
+        (r"e'it\'s full_name'", ()),
+        ("'a' || full_name || 'b'", ("full_name",)),
+        ("$$full_name$$ || id", ("id",)),
+        ("$a$ $$ full_name $b$ $a$ || id", ("id",)),
+        ("-- full_name\nid", ("id",)),
+        ("id -- it's full_name", ("id",)),
+        ("/* full_name\n */ id /* ' */ || full_name", ("id", "full_name")),
+        ("'--' || full_name", ("full_name",)),
+        ("'/*' || full_name || '*/'", ("full_name",)),
+        ("now()", ()),
+        ("id+full_name", ("id", "full_name")),
+    ],
+)
+def test_columns_read_are_those_that_are_named(expression: str, read: tuple[str, ...]) -> None:
+    columns = ("id", "full_name", "Full Name", 'a"b', "Ä", "ä")
+
+    assert columns_read(expression, columns) == read
+
+
+@pytest.mark.parametrize(
+    ("expression", "read"),
+    [
+        ("to_jsonb(player)", ("id", "full_name")),
+        ("md5(Player::text)", ("id", "full_name")),
+        ("to_jsonb(player.*)", ("id", "full_name")),
+        ("to_jsonb(player . *)", ("id", "full_name")),
+        ('to_jsonb("player")', ("id", "full_name")),
+        ("player.id", ("id",)),
+        ("player . id", ("id",)),
+        ("'player' || id", ("id",)),
+    ],
+)
+def test_whole_row_reads_every_column(expression: str, read: tuple[str, ...]) -> None:
+    assert columns_read(expression, ("id", "full_name"), "player") == read
+
+
+#: Pieces of an expression that hide the name inside, and pieces that hold none.
+hidden = st.sampled_from(
+    [
+        "'full_name'",
+        "'full_name '' full_name'",
+        r"E'\' full_name'",
+        "$$full_name$$",
+        "$q$ full_name $$ ' $q$",
+        "-- full_name\n",
+        "/* full_name\n ' */",
+        '"Full_Name"',
+        '"a ""full_name"" b"',
+    ]
+)
+other = st.sampled_from(["id", "''", "$$$$", "(", ")", "||", ", ", "1.5", '"x"', "lower(y)", "E''"])
+bare = st.sampled_from(["full_name", "FULL_NAME", "Full_Name", '"full_name"', "t.full_name"])
+
+
+@few
+@given(pieces=st.lists(hidden | other))
+def test_name_inside_a_literal_or_comment_is_never_read(pieces: list[str]) -> None:
+    assert columns_read(" ".join(pieces), ["full_name"]) == ()
+
+
+@few
+@given(before=st.lists(hidden | other), name=bare, after=st.lists(hidden | other))
+def test_bare_name_is_always_read(before: list[str], name: str, after: list[str]) -> None:
+    assert columns_read(" ".join([*before, name, *after]), ["full_name"]) == ("full_name",)
+
+
+@few
+@given(
+    text=st.text("ab'\"$\\-/*\nE "),
+    columns=st.lists(st.sampled_from(["a", "b", "ab"]), unique=True),
+)
+def test_columns_are_given_in_their_own_order_whatever_the_text(
+    text: str, columns: list[str]
+) -> None:
+    read = columns_read(text, columns)
+
+    assert list(read) == [column for column in columns if column in read]
