@@ -37,8 +37,8 @@ from datamig_nb.validate import ValidationReport, validate
 __version__ = "0.1.0"
 
 __all__ = [
-    "DatamigError",
     "Database",
+    "DatamigError",
     "Export",
     "Migration",
     "Preview",

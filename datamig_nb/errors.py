@@ -13,10 +13,10 @@
     │   ├── UnknownColumnError
     │   └── MissingKeyError
     ├── MigrationError           what the description of a migration gets wrong
-    │   ├── ExpressionError
-    │   └── MigrationFileError
+    │   └── ExpressionError
     ├── RehearsalError           the rehearsal itself could not be carried out
     ├── ExportRefusedError       the revision may not go into the project
+    ├── NotVettedError           the file is not what was vetted
     ├── AlembicProjectError      the project's Alembic settings do not work
     └── MissingExtraError        an optional dependency is not installed
 
@@ -127,10 +127,6 @@ class ExpressionError(MigrationError):
         super().__init__(f"the expression {expression!r} does not work: {reason}", advice)
 
 
-class MigrationFileError(MigrationError):
-    """A file that should hold a migration does not."""
-
-
 # ---------------------------------------------------------------- rehearsal and export
 
 
@@ -148,6 +144,14 @@ class ExportRefusedError(DatamigError):
     def __init__(self, why: str, advice: str) -> None:
         self.why, self.advice = why, advice
         super().__init__(f"not exported: {why}; {advice}")
+
+
+class NotVettedError(DatamigError):
+    """A revision file carries no evidence, or was edited after it was vetted."""
+
+    def __init__(self, what: str, advice: str) -> None:
+        self.what, self.advice = what, advice
+        super().__init__(f"{what}; {advice}")
 
 
 class AlembicProjectError(DatamigError):

@@ -12,7 +12,7 @@ from pathlib import Path
 from alembic.util.exc import CommandError
 
 from datamig_nb.display import Shown
-from datamig_nb.errors import AlembicProjectError, ExportRefusedError
+from datamig_nb.errors import AlembicProjectError, ExportRefusedError, NotVettedError
 from datamig_nb.project import Project
 from datamig_nb.rehearse import Rehearsal
 from datamig_nb.render import EVIDENCE_MARK, Revision, digest
@@ -101,23 +101,23 @@ def verify(path: str | Path) -> None:
 
     Raises
     ------
-    ExportRefusedError
+    NotVettedError
         If the file carries no evidence, or was edited after it was vetted.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")  # line ends of any kind are read as \n
     except (OSError, UnicodeDecodeError) as error:
-        raise ExportRefusedError(
+        raise NotVettedError(
             f"{Path(path).name} cannot be read: {error}", "give the path of an exported revision"
         ) from error
     mark = f"{EVIDENCE_MARK}sha256 "
     digests = [line.removeprefix(mark) for line in text.splitlines() if line.startswith(mark)]
     if len(digests) != 1:
-        raise ExportRefusedError(
+        raise NotVettedError(
             f"{Path(path).name} carries no digest", "rehearse its migration and export it again"
         )
     if digests[0] != digest(text):
-        raise ExportRefusedError(
+        raise NotVettedError(
             f"{Path(path).name} was edited after it was vetted",
             "change the migration instead, rehearse and export it again",
         )

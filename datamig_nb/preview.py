@@ -322,7 +322,8 @@ def _predicted(
 ) -> list[Hazard]:
     """Constraints and checks, held against the rows as the migration would leave them."""
     table, assign = catalog.table(name), _assigned(migration, catalog, name, incomparable)
-    filled = tuple(c for step in migration.backfills if step.table == name for c in step.assign)
+    steps = [step for step in migration.backfills if step.table == name]
+    filled = tuple(dict.fromkeys(column for step in steps for column in step.assign))
     conditions = [c for column in filled for c in _of_type(catalog, name, column)]
     if not any((name, column) in incomparable for column in filled):  # else checks cannot be read
         conditions += _of_migration(migration, name) + _of_table(connection, table, filled)

@@ -247,9 +247,10 @@ class TableProfile(Shown):
             sure = proof if key.proven else "in the part looked at; not proven"
             lines.append(f"candidate key: {', '.join(key.columns)} ({sure})")
         for reference in self.references:
+            first = [f", most often {value.value!r}" for value in reference.first_missing[:1]]
             lines.append(
                 f"{reference.column} refers to {reference.parent}.{reference.parent_column}"
-                f" ({reference.origin}): {_plural(reference.orphan_rows, 'orphan')}"
+                f" ({reference.origin}): {_plural(reference.orphan_rows, 'orphan')}{''.join(first)}"
             )
         return "\n".join(lines)
 
@@ -437,14 +438,15 @@ def _estimated(
     unique = (column.name,) in source.table.unique
     distinct = filled if unique else min(likely, filled)
     if column.kind == "text" or not (unique or column.kind == "time"):
-        words = column.kind == "text" and figures["mean_length"] <= profile_sql.PROSE_CHARACTERS
+        mean_length = figures.get("mean_length")
+        words = mean_length is not None and mean_length <= profile_sql.PROSE_CHARACTERS
         part = profile_sql.part(name, column, source.parts, alike=words)
         found = source.measure(
             profile_sql.counted(column, part), profile_sql.variety(column, source.top)
         )
         distinct = filled if unique else _scaled(found, filled, source.parts)
-        for name in ("spelling_groups", "spelling_rows"):
-            figures[name] = (found.get(name) or 0) * source.parts
+        for figure in ("spelling_groups", "spelling_rows"):
+            figures[figure] = (found.get(figure) or 0) * source.parts
         figures["spellings"] = found.get("spellings")
     return _column_profile(source, column, figures, distinct=distinct, distinct_is_exact=unique)
 
@@ -522,7 +524,8 @@ def _candidate_keys(
         for column in measured
         if column.name in filled
         and column.kind != "opaque"
-        and not _is_inexact(filled[column.name])
+        and filled[column.name].type not in ("real", "double precision")
+        and (source.exact or column.kind != "time")
     }
     keys += [
         CandidateKey(columns=(name,), indexed=False, proven=filled[name].distinct_is_exact)
@@ -542,10 +545,6 @@ def _candidate_keys(
             names = (first.name, second.name)
             keys.append(CandidateKey(columns=names, indexed=False, proven=True))
     return tuple(keys)
-
-
-def _is_inexact(column: ColumnProfile) -> bool:
-    return column.type in ("real", "double precision")
 
 
 def _given(
@@ -642,7 +641,7 @@ def _column_alerts(column: ColumnProfile, links: Sequence[Reference]) -> Iterato
                 severity=severity,
                 column=column.name,
                 rows=rows,
-                finding=finding.format(_plural(rows, "row")),
+                finding=finding.replace("{}", _plural(rows, "row"), 1),  # a mask may hold braces
                 advice=advice,
             )
 
@@ -682,7 +681,7 @@ def _column_alerts(column: ColumnProfile, links: Sequence[Reference]) -> Iterato
         finding, advice = f"a {column.looks_like} kept as text: {{}}", "consider that type"
         yield from alert("note", filled, finding, advice)
     if column.masks and 2 * column.masks[0].rows >= (column.sample_rows or filled):
-        finding = f"{{}} in shapes of under 1 % each (most are {column.masks[0].value})"
+        finding = f"{{}} in shapes of under 1 % each (most are {column.masks[0].value!r})"
         yield from alert("note", column.rare_mask_rows, finding, "see that the transform fits them")
 
 
@@ -736,4 +735,6 @@ def _listed(column: ColumnProfile, counts: Sequence[ValueCount]) -> str:
 
 def _shown(column: ColumnProfile, value: str) -> str:
     """The value, a text in quotes, with escapes for what cannot be printed."""
-    return repr(value) if column.min_length is not None else repr(value)[1:-1]
+    if column.min_length is not None:
+        return repr(value)
+    return value if value.isprintable() else repr(value)[1:-1]

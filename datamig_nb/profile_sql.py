@@ -456,7 +456,7 @@ SELECT child.attname AS column,
                      AND pg_type.typcategory IN ('N', 'S'))
  CROSS JOIN LATERAL (SELECT lower(child.attname) AS name, lower(parent.relname) AS of_table) AS low
  WHERE child.attrelid = to_regclass(:name) AND child.attnum > 0 AND NOT child.attisdropped
-   AND (child.attname = parent.attname AND parent.attname <> 'id'
+   AND (child.attname = parent.attname AND lower(parent.attname) <> 'id'
         OR name IN (of_table || '_' || lower(parent.attname),
                     regexp_replace(of_table, 's$', '') || '_' || lower(parent.attname),
                     regexp_replace(of_table, 'es$', '') || '_' || lower(parent.attname),

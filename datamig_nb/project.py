@@ -10,6 +10,7 @@ import datetime
 import io
 import shutil
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,14 @@ class Project:
                 "give the path of alembic.ini, or make a project with 'alembic init'",
             )
         try:
-            script = ScriptDirectory.from_config(Config(str(self.ini)))
-            script.get_heads()
-        except (CommandError, KeyError, SyntaxError, ImportError) as error:
+            with warnings.catch_warnings():
+                # Alembic only warns of a revision that is missing or there twice.
+                warnings.filterwarnings("error", "Revision .* present")
+                script = ScriptDirectory.from_config(Config(str(self.ini)))
+                script.get_heads()
+        except Exception as error:  # whatever the revision files raise, which are run
             raise AlembicProjectError(
-                f"the Alembic project {str(self.ini)!r} cannot be read: {error}",
+                f"the Alembic project {str(self.ini)!r} cannot be read: {_sentence(error)}",
                 "make 'alembic heads' work first",
             ) from error
         return script
@@ -82,25 +86,39 @@ class Project:
 
     def create_date(self) -> datetime.datetime:
         """Now, in the time zone that the project's settings ask for."""
-        # No public function gives it; the setting "timezone" is worth the underscore.
-        return self.script._generate_create_date()  # pyright: ignore[reportPrivateUsage]
+        try:
+            # No public function gives it; the setting "timezone" is worth the underscore.
+            return self.script._generate_create_date()  # pyright: ignore[reportPrivateUsage]
+        except CommandError as error:
+            raise AlembicProjectError(
+                f"the time zone of the project cannot be used: {_sentence(error)}",
+                "correct timezone in alembic.ini",
+            ) from error
 
     def hooked(self, text: str, file_name: str) -> str:
         """The text as the project's post-write hooks leave it (formatters, linters)."""
-        hooks: Any = self.script.hooks
+        script = self.script
+        hooks: Any = script.hooks
         if not hooks:
             return text
-        with tempfile.TemporaryDirectory() as directory:
+        # Inside the project, so that formatters find their settings there.
+        with tempfile.TemporaryDirectory(prefix="datamig-", dir=script.dir) as directory:
             path = Path(directory, file_name)
             path.write_text(text, encoding="utf-8")
             try:
-                write_hooks._run_hooks(str(path), hooks)  # pyright: ignore[reportPrivateUsage]
+                with contextlib.redirect_stdout(io.StringIO()):  # "Running post write hook …"
+                    write_hooks._run_hooks(str(path), hooks)  # pyright: ignore[reportPrivateUsage]
             except Exception as error:
                 raise AlembicProjectError(
-                    f"a post-write hook of the project failed: {error}",
+                    f"a post-write hook of the project failed: {_sentence(error)}",
                     "correct [post_write_hooks] in alembic.ini",
                 ) from error
             return path.read_text(encoding="utf-8")
+
+
+def _sentence(error: Exception) -> str:
+    """The error's text on one line, without a full stop."""
+    return " ".join(str(error).split()).rstrip(".")
 
 
 # Marks a project that create_project() made, and may make again.

@@ -16,7 +16,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from datamig_nb.database import Database
-from datamig_nb.errors import AlembicProjectError, ExportRefusedError
+from datamig_nb.errors import AlembicProjectError, ExportRefusedError, NotVettedError
 from datamig_nb.export import export, verify
 from datamig_nb.patterns import split_column
 from datamig_nb.rehearse import Rehearsal, rehearse
@@ -413,10 +413,10 @@ def test_edit_of_a_single_byte_is_found(vetted: Path) -> None:
         edited = bytearray(original)
         edited[place] ^= 1
         vetted.write_bytes(edited)
-        with pytest.raises(ExportRefusedError) as raised:
+        with pytest.raises(NotVettedError) as raised:
             verify(vetted)
         assert str(raised.value) == (
-            f"not exported: {vetted.name} was edited after it was vetted;"
+            f"{vetted.name} was edited after it was vetted;"
             " change the migration instead, rehearse and export it again"
         )
 
@@ -434,7 +434,7 @@ def test_edit_of_a_single_byte_is_found(vetted: Path) -> None:
 def test_edit_of_white_space_is_found(vetted: Path, edit: Callable[[str], str]) -> None:
     vetted.write_text(edit(vetted.read_text(encoding="utf-8")), encoding="utf-8")
 
-    with pytest.raises(ExportRefusedError, match="was edited after it was vetted"):
+    with pytest.raises(NotVettedError, match="was edited after it was vetted"):
         verify(vetted)
 
 
@@ -448,7 +448,7 @@ def test_digest_that_is_not_its_own_is_found(vetted: Path) -> None:
     text = vetted.read_text(encoding="utf-8")
     vetted.write_text(re.sub(r"sha256 \w", "sha256 x", text), encoding="utf-8")
 
-    with pytest.raises(ExportRefusedError, match="was edited after it was vetted"):
+    with pytest.raises(NotVettedError, match="was edited after it was vetted"):
         verify(vetted)
 
 
@@ -459,11 +459,11 @@ def test_file_without_evidence_is_refused(vetted: Path) -> None:
     )
     vetted.write_text(without, encoding="utf-8")
 
-    with pytest.raises(ExportRefusedError) as raised:
+    with pytest.raises(NotVettedError) as raised:
         verify(vetted)
 
     assert str(raised.value) == (
-        f"not exported: {vetted.name} carries no digest; rehearse its migration and export it again"
+        f"{vetted.name} carries no digest; rehearse its migration and export it again"
     )
 
 
@@ -472,5 +472,5 @@ def test_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     latin.write_bytes("# é\n".encode("latin-1"))
 
     for path in (latin, tmp_path / "missing.py"):
-        with pytest.raises(ExportRefusedError, match=rf"^not exported: {path.name} cannot be read"):
+        with pytest.raises(NotVettedError, match=rf"^{path.name} cannot be read"):
             verify(path)

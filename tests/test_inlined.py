@@ -19,10 +19,8 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
-from tests.alembic_project import PRELOADED, AlembicProject, Outcome, make_project
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.scratch import query, session
 
 from datamig_nb import inlined
 from datamig_nb.database import Database
@@ -37,6 +35,8 @@ from datamig_nb.migration import (
 from datamig_nb.names import TableName
 from datamig_nb.patterns import map_values
 from datamig_nb.render import Revision, render
+from tests.alembic_project import PRELOADED, AlembicProject, Outcome, make_project
+from tests.scratch import query, session
 
 #: Rows of the table ``item``, and of a batch where batches are small.
 ROWS, BATCH = 3_000, 20
@@ -634,16 +634,19 @@ ANY_ROWS = st.integers(100, inlined.MOST_BATCH_ROWS)
 ANY_SECONDS = st.floats(0, 1e6)
 
 
+@settings(deadline=None)
 @given(ANY_ROWS, ANY_SECONDS)
 def test_batches_stay_within_their_bounds(rows: int, seconds: float) -> None:
     assert 100 <= inlined.next_batch_rows(rows, seconds) <= inlined.MOST_BATCH_ROWS
 
 
+@settings(deadline=None)
 @given(ANY_ROWS, ANY_SECONDS)
 def test_batches_grow_at_most_by_half(rows: int, seconds: float) -> None:
     assert inlined.next_batch_rows(rows, seconds) <= rows * 1.5
 
 
+@settings(deadline=None)
 @given(ANY_ROWS, ANY_SECONDS, ANY_SECONDS)
 def test_a_slower_batch_is_never_followed_by_a_larger_one(
     rows: int, seconds: float, more: float
@@ -653,6 +656,7 @@ def test_a_slower_batch_is_never_followed_by_a_larger_one(
     assert slower <= inlined.next_batch_rows(rows, seconds)
 
 
+@settings(deadline=None)
 @given(st.integers(1_000, inlined.MOST_BATCH_ROWS), st.floats(1, 10))
 def test_a_batch_that_took_too_long_shrinks_at_once(rows: int, times: float) -> None:
     after = inlined.next_batch_rows(rows, times * inlined.BATCH_SECONDS)

@@ -18,9 +18,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from tests.alembic_project import AlembicProject, Outcome, make_project
-from tests.scratch import query, session
-from tests.second_server import DEBIANS, running
 
 from datamig_nb import samples
 from datamig_nb.database import Database, connect
@@ -30,6 +27,9 @@ from datamig_nb.patterns import map_values, split_column
 from datamig_nb.rehearse import rehearse
 from datamig_nb.render import render
 from datamig_nb.server import ensure_server
+from tests.alembic_project import AlembicProject, Outcome, make_project
+from tests.scratch import query, session
+from tests.second_server import DEBIANS, running
 
 SPLIT = split_column("players.player", "full_name")
 

@@ -511,6 +511,16 @@ def test_number_too_large_for_its_type_is_found(orders: Database) -> None:
     assert stops(found) == [("small would not fit its type smallint", 20, keys[:KEYS_SHOWN])]
 
 
+def test_column_that_is_filled_twice_is_told_once(orders: Database) -> None:
+    found = of(
+        orders,
+        backfill("order", {"small": "40000"}, where="id < 3"),
+        backfill("order", {"small": "50000"}, where="id = 9"),
+    )
+
+    assert stops(found) == [("small would not fit its type smallint", 3, ["1", "2", "9"])]
+
+
 def test_fraction_that_would_be_rounded_is_a_note(orders: Database) -> None:
     found = of(orders, backfill("order", {"small": "id / 10.0"}))
 

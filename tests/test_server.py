@@ -524,7 +524,7 @@ def test_killed_initdb_leaves_nothing_half_made(new_home: Path) -> None:
 def test_zombie_is_not_taken_for_a_server() -> None:
     command = [sys.executable, "-c", "input()", "-D", "/data", "-k", "/sockets"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert serves(process.pid, Path("/data"))
+        wait_until(lambda: serves(process.pid, Path("/data")))
 
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
