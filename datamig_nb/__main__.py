@@ -62,6 +62,7 @@ def _demo() -> int:
             cwd=_NOTEBOOKS,
             kernel_name="python3",
             progress_bar=sys.stderr.isatty(),
+            extra_arguments=["--log-level=ERROR"],  # else a kernel warns of its own transport
         )
     print("\nThe exported revisions, run by alembic upgrade head:")
     for revision in sorted((work / "alembic" / "versions").glob("*.py")):

@@ -141,7 +141,7 @@ def _migration(migration: Migration) -> str:
         said = [
             (what, sql)
             if first.setdefault(sql, number) == number
-            else (f"as step {first[sql]}", "")
+            else (f"as in step {first[sql]}", "")
             for what, sql in _sql(step)
         ]
         steps.append((describe(step), list(dict.fromkeys(said))))

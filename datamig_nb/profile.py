@@ -63,7 +63,7 @@ class ColumnProfile:
     blanks: int = 0
     #: Values with white space before or behind, blank ones not counted.
     padded: int = 0
-    #: Values with a character beyond ASCII.
+    #: Values with a character beyond ASCII; this and the next two only if the database is UTF-8.
     non_ascii: int = 0
     #: Values with a space beyond ASCII, such as a no-break space, visible or not.
     wide_spaces: int = 0

@@ -224,8 +224,7 @@ def shape(column: Measured, top: int) -> list[str]:
     """Asks for quantiles, or of text for masks and for what it looks like."""
     if column.kind in ("number", "time"):
         least = ", ".join(
-            f"min(value) FILTER (WHERE running >= {percent / 100:g} * total)"
-            for percent in QUANTILES
+            f"min(value) FILTER (WHERE share >= {percent / 100:g})" for percent in QUANTILES
         )
         return [f"(SELECT CAST(ARRAY[{least}] AS text[]) FROM ranked) AS quantiles"]
     if column.kind != "text":
@@ -310,8 +309,10 @@ _ALIKE = rf"""alike AS MATERIALIZED (
     HAVING count(*) > 1
 )"""
 
-_RANKED = """ranked AS MATERIALIZED (
-    SELECT value, sum(row_count) OVER (ORDER BY value) AS running, sum(row_count) OVER () AS total
+_RANKED = """ranked AS (
+    SELECT value,
+           sum(CAST(row_count AS double precision)) OVER (ORDER BY value ROWS UNBOUNDED PRECEDING)
+           / (SELECT sum(row_count) FROM counted WHERE value IS NOT NULL) AS share
       FROM counted
      WHERE value IS NOT NULL
 )"""
@@ -371,6 +372,7 @@ SELECT coalesce(sum(row_count), 0) AS orphan_rows,
 def settle() -> str:
     """Make values print the same for everybody: ISO dates, times in UTC."""
     settings = {
+        "client_encoding": "UTF8",  # the driver reads JSON as nothing else
         "TimeZone": "UTC",
         "DateStyle": "ISO, YMD",
         "IntervalStyle": "postgres",

@@ -170,7 +170,7 @@ def ensure_server(home: Path | None = None) -> Server:
         except BaseException as error:
             if new:
                 stop_server(home)
-            if isinstance(error, OSError):
+            if isinstance(error, (OSError, subprocess.SubprocessError)):
                 what = f"the embedded server in {home} could not be started: {error}"
                 advice = "set DATAMIG_HOME to a directory of your own on a local disk"
                 raise ServerStartError(what, advice) from error
@@ -265,9 +265,11 @@ def _postmasters(home: Path) -> Iterator[_Postmaster]:
 def _listening(home: Path) -> _Postmaster | None:
     """The one that accepts connections."""
     for found in _postmasters(home):
-        if found.status == "ready" and found.sockets.exists():
+        if found.status != "ready":
+            continue
+        target = make_conninfo(host=str(found.sockets), port=found.port, user="postgres")
+        with suppress(FileNotFoundError):  # the socket directory was removed
             _refuse_unless_private(found.sockets)
-            target = make_conninfo(host=str(found.sockets), port=found.port, user="postgres")
             # opens no session, so it answers even when all connections are taken
             if pq.PGconn.ping(f"{target} connect_timeout=5".encode()) == pq.Ping.OK:
                 return found

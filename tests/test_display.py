@@ -31,7 +31,7 @@ def figure_renderer() -> Iterator[None]:
         return f"<b>{figure.rows}</b>"
 
     yield
-    del display._renderers[Figure]  # pyright: ignore[reportPrivateUsage]
+    del display._renderers[Figure]
 
 
 @pytest.mark.usefixtures("figure_renderer")

@@ -89,7 +89,7 @@ def by(role: str, verb: Callable[[dm.Database], object]) -> Callable[[sa.URL], o
 
 Case = tuple[str, Callable[[sa.URL], object], type[DatamigError], str, bool]
 
-#: What was done; the error's class; its sentence, * for anything; whether a driver's error is below.
+#: What was done; the error's class; its sentence, * for anything; whether the driver's is below.
 CASES: tuple[Case, ...] = (
     (
         "wrong password",
@@ -120,7 +120,7 @@ CASES: tuple[Case, ...] = (
             f"{verb.__name__}, missing table",
             by("postgres", lambda db, verb=verb, given=given: verb(db, given)),
             UnknownTableError,
-            "there is no table 'players.plyer'; did you mean 'players.player'?",
+            "there is no table 'players.plyer'; did you mean 'players.player', 'players.visit'?",
             False,
         )
         for verb, given in (

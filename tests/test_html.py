@@ -433,7 +433,7 @@ def test_migration_shows_its_sql_once() -> None:
 
     codes = ["".join(code.itertext()) for code in root.iter("code")]
     assert codes.count(SPLIT["first_name"]) == 1
-    assert "as step 3" in words(shown(MIGRATION))
+    assert "as in step 3" in words(shown(MIGRATION))
     assert len(list(root.iter("li"))) == len(MIGRATION.steps)
 
 

@@ -549,6 +549,23 @@ def test_two_upgrades_at_once_do_each_batch_once(items: Database, project: Alemb
 # ---------------------------------------------------------------- refused
 
 
+def test_a_type_that_is_there_is_neither_used_nor_dropped(
+    items: Database, project: AlembicProject
+) -> None:
+    query(items, "CREATE TYPE item_kind AS ENUM ('mine')")
+    kinds = map_values("item", "note", {"1": "one"}, into="kind", type="enum", nullable=True)
+    revision = render(items, Migration("kinds", *kinds.steps[1:]))
+    project.add(revision)
+
+    refused = project.alembic(items, "upgrade", "head")
+
+    assert refused.sentence == (
+        f"{revision.id} stopped, for it requires: no type item_kind yet; 1 rows fail, the first"
+        " (item_kind); repair them and run Alembic again, it goes on here"
+    )
+    assert query(items, "SELECT unnest(enum_range(NULL::item_kind))::text") == ["mine"]
+
+
 @pytest.mark.parametrize(
     ("line", "instead"),
     [

@@ -184,8 +184,8 @@ def test_names_are_split_as_their_source_says(database: Database, tmp_path: Path
 
 
 @pytest.mark.skipif(not DEBIANS.is_dir(), reason="Debian's PostgreSQL 15 is not installed")
-def test_names_are_split_on_postgresql_15_too(tmp_path: Path) -> None:
-    with running(DEBIANS) as url:
+def test_names_are_split_on_postgresql_15_behind_a_password(tmp_path: Path) -> None:
+    with running(DEBIANS, "p@ss:w/rd%20") as url:
         database = connect(url)
         assert database.major == 15
         load(database, samples.load_players)

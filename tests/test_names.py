@@ -69,7 +69,7 @@ def test_literal_arrives_at_the_server_as_the_very_text(
 
 @pytest.mark.parametrize("value", [None, True, False, 0, -1, 2**62])
 def test_literal_of_other_values_is_the_value(session: psycopg.Connection, value: object) -> None:
-    assert ask(session, f"SELECT {literal(value)}") == value  # pyright: ignore[reportArgumentType]
+    assert ask(session, f"SELECT {literal(value)}") == value
 
 
 @pytest.mark.parametrize(

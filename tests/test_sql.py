@@ -1,4 +1,8 @@
-"""SQL from pure functions, compared whole; and which columns an expression reads."""
+"""SQL from pure functions, compared whole; and which columns an expression reads.
+
+What the statements of ``preview_sql`` find in real tables is told by ``test_preview.py``; the
+largest of them, ``samples``, is held there only.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamig_nb import sql
+from datamig_nb import preview_sql, sql
+from datamig_nb.database import Column, ForeignKey, Table
 from datamig_nb.migration import backfill, check, keep_in_step, rows_check
+from datamig_nb.names import TableName
+from datamig_nb.preview_sql import ColumnType
 from datamig_nb.sql import columns_read, indent
 
 few = settings(max_examples=200, derandomize=True, deadline=None, database=None)
@@ -122,6 +129,172 @@ def test_checks_over_one_table_are_counted_in_one_pass() -> None:
         "       count(*) FILTER (WHERE x OR\n"
         "                             y) AS c1\n"
         '  FROM guide."user"'
+    )
+
+
+# ---------------------------------------------------------------- statements of the preview
+
+
+def table(name: str, *columns: str, key: tuple[str, ...] = ("id",)) -> Table:
+    """A table of text columns."""
+    text = {"type": "text", "not_null": False, "length": None, "generated": False}
+    return Table(
+        name=TableName.parse(name),
+        columns=tuple(Column(name=column, **text) for column in columns),
+        key=key,
+        unique=(key,) if key else (),
+        foreign_keys=(),
+        estimated_rows=-1,
+        total_bytes=0,
+    )
+
+
+USER = table("guide.user", "id", "status", "State")
+KEYLESS = table("log", "line", key=())
+
+
+@pytest.mark.parametrize(
+    ("expression", "table", "read"),
+    [
+        ("lower(status)", USER, ("status",)),
+        ("status || id", USER, ("id", "status")),
+        ("now()", USER, ("id",)),
+        ("now()", KEYLESS, ("line",)),
+    ],
+)
+def test_preview_reads_the_columns_of_the_expressions_else_the_key(
+    expression: str, table: Table, read: tuple[str, ...]
+) -> None:
+    assert preview_sql.reads(backfill("t", {"a": expression}), table) == read
+
+
+def test_preview_counts_the_rows_that_would_be_written() -> None:
+    step = backfill("guide.user", {"State": "a", "new": "b"}, where="id > 9")
+
+    assert preview_sql.count(step, USER, ()) == (
+        "SELECT count(*) AS all_rows,\n"
+        '       count(*) FILTER (WHERE "State" IS DISTINCT FROM (a) OR (b) IS NOT NULL)'
+        " AS changed_rows\n"
+        '  FROM guide."user"\n'
+        " WHERE id > 9"
+    )
+
+
+def test_preview_compares_what_has_no_equality_as_text() -> None:
+    step = backfill("guide.user", {"State": "a"})
+
+    assert preview_sql.count(step, USER, ["State"]) == (
+        "SELECT count(*) AS all_rows,\n"
+        '       count(*) FILTER (WHERE "State"::text IS DISTINCT FROM (a)::text)'
+        " AS changed_rows\n"
+        '  FROM guide."user"'
+    )
+    assert preview_sql.compare(step, "a", ColumnType(name="json")) == (
+        'SELECT CAST(NULL AS json) IS DISTINCT FROM (a)\n  FROM guide."user" LIMIT 0'
+    )
+
+
+def test_preview_counts_each_combination_of_old_values() -> None:
+    step = backfill("guide.user", {"State": "CASE\nEND", "new": "b"}, where="id > 9")
+
+    assert preview_sql.value_map(step, ("status", "Old"), 50) == (
+        "SELECT *, count(*) OVER () FROM (\n"
+        "SELECT status::text AS b0,\n"
+        '       "Old"::text AS b1,\n'
+        "       (CASE\n"
+        "        END)::text AS a0,\n"
+        "       (b)::text AS a1,\n"
+        "       count(*) AS rows\n"
+        '  FROM guide."user"\n'
+        " WHERE id > 9\n"
+        " GROUP BY 1, 2, 3, 4\n"
+        ") AS pairs\n"
+        ' ORDER BY rows DESC, b0 COLLATE "C" NULLS FIRST, b1 COLLATE "C" NULLS FIRST\n'
+        " LIMIT 50"
+    )
+
+
+def test_preview_evaluates_one_expression_for_its_error() -> None:
+    step = backfill("guide.user", {"State": "a"}, where="id > 9")
+
+    assert preview_sql.evaluate(step, "a / b") == (
+        'SELECT count(a / b)\n  FROM guide."user"\n WHERE id > 9'
+    )
+
+
+def test_predicted_rows_have_the_columns_of_the_table_and_the_new_ones() -> None:
+    assert preview_sql.predicted(USER, {"State": "CASE\nEND", "new": "b"}) == (
+        "(SELECT id,\n"
+        "       status,\n"
+        "       (CASE\n"
+        '        END) AS "State",\n'
+        "       (b) AS new\n"
+        '  FROM guide."user") AS "user"'
+    )
+    assert preview_sql.predicted(KEYLESS, {}) == "(SELECT ctid,\n       line\n  FROM log) AS log"
+
+
+def test_preview_counts_failing_rows_in_one_pass() -> None:
+    assert preview_sql.count_each("log", ["a", "b OR c"]) == (
+        "SELECT count(*) FILTER (WHERE a),\n       count(*) FILTER (WHERE b OR c)\n  FROM log"
+    )
+
+
+def test_preview_names_the_first_failing_rows() -> None:
+    assert preview_sql.failing_keys('guide."user"', "a", ("id", "Year"), 5) == (
+        'SELECT id::text AS v0, "Year"::text AS v1\n'
+        '  FROM guide."user"\n'
+        " WHERE a\n"
+        ' ORDER BY id, "Year"\n'
+        " LIMIT 5"
+    )
+    assert preview_sql.failing_keys("log", "a", (), 5) == (
+        "SELECT ctid::text AS v0\n  FROM log\n WHERE a\n ORDER BY ctid\n LIMIT 5"
+    )
+    assert preview_sql.count_and_keys("SELECT 1", 5) == (
+        "SELECT count(*) OVER (), failing.* FROM (\nSELECT 1\n) AS failing\n LIMIT 5"
+    )
+
+
+def test_preview_finds_values_that_would_collide() -> None:
+    assert preview_sql.collisions("log", ("a", "B"), 5) == (
+        'SELECT (sum(count(*)) OVER ())::bigint, a::text AS v0, "B"::text AS v1\n'
+        "  FROM log\n"
+        ' WHERE a IS NOT NULL AND "B" IS NOT NULL\n'
+        ' GROUP BY a, "B" HAVING count(*) > 1\n'
+        ' ORDER BY a, "B"\n'
+        " LIMIT 5"
+    )
+
+
+def test_preview_finds_values_that_do_not_fit_their_type() -> None:
+    kinds = "('numeric'::regtype, 'real'::regtype, 'double precision'::regtype)"
+
+    assert preview_sql.is_no_label("State", ["'a'", "'b'"]) == "\"State\"::text NOT IN ('a', 'b')"
+    assert preview_sql.does_not_fit("a", ColumnType(name="date")) == (
+        "NOT pg_input_is_valid(a::text, 'date')"
+    )
+    assert preview_sql.does_not_fit("a", ColumnType(name="bigint")) == (
+        f"NOT pg_input_is_valid(CASE WHEN pg_typeof(a) IN {kinds}"
+        " THEN round(a::text::numeric)::text ELSE a::text END, 'bigint')"
+    )
+    assert preview_sql.is_rounded("a") == (
+        f"CASE WHEN pg_typeof(a) IN {kinds}"
+        " THEN round(a::text::numeric)::text::numeric <> a::text::numeric ELSE FALSE END"
+    )
+
+
+def test_preview_finds_values_without_a_parent() -> None:
+    key = ForeignKey(
+        name="fk",
+        columns=("Year", "user_id"),
+        parent=TableName("guide", "user"),
+        parent_columns=("year", "Id"),
+    )
+
+    assert preview_sql.has_no_parent(TableName("guide", "task"), key) == (
+        'num_nulls(task."Year", task.user_id) = 0 AND NOT EXISTS (SELECT FROM guide."user" AS'
+        ' parent WHERE (parent.year, parent."Id") = (task."Year", task.user_id))'
     )
 
 
