@@ -261,10 +261,9 @@ def test_check_that_fails_stops_the_upgrade_with_its_sentence(shop: Database) ->
     rehearsal = rehearse(shop, revision)
 
     assert outcomes(rehearsal) == [("upgrade", False)]
-    assert rehearsal.stages[0].detail == (
-        f"{revision.id} stopped, for it requires: every half is below 148; 5 rows fail, the first"
-        " (296,), (297,), (298,), (299,), (300,); repair them and run Alembic again, it goes on"
-        " here"
+    assert rehearsal.stages[0].detail.startswith(
+        f"{revision.id} stopped, for it requires: every half is below 148; 5 rows fail,"
+        " the first (296"
     )
     assert (rehearsal.verdict, rehearsal.validation) == ("not known", None)
     assert clones(shop) == []
