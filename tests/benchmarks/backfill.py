@@ -13,7 +13,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 import datamig_nb as dm
-from datamig_nb.database import Database
+from datamig_nb.database import Database, run
 
 _MAP: dict[str | None, str | None] = {
     "enabled": "active",
@@ -56,11 +56,11 @@ def measure(database: Database, rows: int) -> None:
 def _single_update(database: Database, rows: int, expression: str) -> tuple[float, str]:
     with database.engine.connect() as connection:
         _make(connection, rows)
-        connection.exec_driver_sql("ALTER TABLE account ADD COLUMN state varchar")
+        run(connection, "ALTER TABLE account ADD COLUMN state varchar")
         connection.commit()
         before, wal = _size(connection), _wal(connection)
         started = time.perf_counter()
-        connection.exec_driver_sql(f"UPDATE account SET state = {expression}")
+        run(connection, f"UPDATE account SET state = {expression}")
         connection.commit()
         seconds = time.perf_counter() - started
         _print("single UPDATE", seconds, connection, before, wal, rows)
@@ -70,12 +70,12 @@ def _single_update(database: Database, rows: int, expression: str) -> tuple[floa
 def _revision(database: Database, rows: int, migration: dm.Migration) -> tuple[float, str]:
     with database.engine.connect() as connection:
         _make(connection, rows)
-        connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
-        connection.exec_driver_sql("DROP SCHEMA IF EXISTS datamig CASCADE")
+        run(connection, "DROP TABLE IF EXISTS alembic_version")
+        run(connection, "DROP SCHEMA IF EXISTS datamig CASCADE")
         connection.commit()
         before, wal = _size(connection), _wal(connection)
         _upgrade(database, dm.render(database, migration))
-        seconds = float(connection.exec_driver_sql(_SECONDS).scalar_one())
+        seconds = float(run(connection, _SECONDS).scalar_one())
         _print("revision's batches", seconds, connection, before, wal, rows)
         return seconds, _hash(connection)
 
@@ -100,32 +100,32 @@ SELECT extract(epoch FROM heartbeat_at - started_at) FROM datamig.run WHERE step
 
 
 def _make(connection: sa.Connection, rows: int) -> None:
-    connection.exec_driver_sql(_TABLE.format(rows=rows))
+    run(connection, _TABLE.format(rows=rows))
     connection.commit()
     vacuum = connection.execution_options(isolation_level="AUTOCOMMIT")
-    vacuum.exec_driver_sql("VACUUM ANALYZE account")
-    vacuum.exec_driver_sql("CHECKPOINT")
+    run(vacuum, "VACUUM ANALYZE account")
+    run(vacuum, "CHECKPOINT")
 
 
 def _size(connection: sa.Connection) -> int:
-    return int(connection.exec_driver_sql("SELECT pg_relation_size('account')").scalar_one())
+    return int(run(connection, "SELECT pg_relation_size('account')").scalar_one())
 
 
 def _wal(connection: sa.Connection) -> str:
-    return str(connection.exec_driver_sql("SELECT pg_current_wal_insert_lsn()").scalar_one())
+    return str(run(connection, "SELECT pg_current_wal_insert_lsn()").scalar_one())
 
 
 def _hash(connection: sa.Connection) -> str:
     """The whole table, in no order."""
     query = "SELECT sum(hashtextextended(account::text, 0)::numeric)::text FROM account"
-    return str(connection.exec_driver_sql(query).scalar_one())
+    return str(run(connection, query).scalar_one())
 
 
 def _print(
     what: str, seconds: float, connection: sa.Connection, before: int, wal: str, rows: int
 ) -> None:
     query = f"SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '{wal}')"
-    written = float(connection.exec_driver_sql(query).scalar_one()) / rows
+    written = float(run(connection, query).scalar_one()) / rows
     growth = _size(connection) / before - 1
     print(
         f"{what:20} {seconds:7.2f} s, heap {growth:+.0%}, {written:.0f} bytes of WAL a row",

@@ -7,7 +7,7 @@ import statistics
 import time
 
 import datamig_nb as dm
-from datamig_nb.database import Database
+from datamig_nb.database import Database, run
 
 _RUNS = 3
 
@@ -30,11 +30,11 @@ ALTER TABLE customer ADD PRIMARY KEY (id);
 def measure(database: Database, rows: int) -> None:
     """Print the seconds of both, their ratio, and how much the client's memory grew."""
     with database.engine.connect() as connection:
-        connection.exec_driver_sql(_TABLE.format(rows=rows))
+        run(connection, _TABLE.format(rows=rows))
         connection.commit()
         vacuum = connection.execution_options(isolation_level="AUTOCOMMIT")
-        vacuum.exec_driver_sql("VACUUM ANALYZE customer")
-        scans = [_seconds(lambda: connection.exec_driver_sql(_SCAN).all()) for _ in range(_RUNS)]
+        run(vacuum, "VACUUM ANALYZE customer")
+        scans = [_seconds(lambda: run(connection, _SCAN).all()) for _ in range(_RUNS)]
     memory = _memory()
     profiles = [_seconds(lambda: dm.profile(database, "customer")) for _ in range(_RUNS)]
     scan, profile = statistics.median(scans), statistics.median(profiles)
