@@ -410,18 +410,41 @@ class _Draft:
             message = f"{_ID} cannot be undone: {self.irreversible}; restore them from a backup"
             return _function("downgrade", "Refuse", [f"raise RuntimeError({_text(message)})"])
         lines: list[str] = []
-        for step in self.migration.backfills:
-            lines += self._require_unedited(step)
+        for table in dict.fromkeys(step.table for step in self.migration.backfills):
+            lines.append(self._require_unedited(table))
         for step in reversed(self.migration.steps):
             lines += self._downgrade_step(step)
         return _function("downgrade", f"Undo: {self.migration.name}", [*lines, "forget()"])
 
-    def _require_unedited(self, step: Backfill) -> list[str]:
-        key = self.catalog.table(step.table).key
-        query = sql.edited_rows(step, self.references(step), key)
-        name = f"{' and '.join(step.assign)} not edited since the upgrade"
-        columns, check = one_line(repr(tuple(step.assign))), self.check(name, query)
-        return [f"require_unedited({_text(step.table.sql)}, {columns}, {check})"]
+    def _require_unedited(self, table: TableName) -> str:
+        columns = [
+            c for step in self.migration.backfills if step.table == table for c in step.assign
+        ]
+        filled = {column: self._filled(table, column) for column in columns}
+        query = sql.edited_rows(table, filled, self.catalog.table(table).key)
+        check = self.check(f"{' and '.join(filled)} not edited since the upgrade", query)
+        return f"require_unedited({_text(table.sql)}, {one_line(repr(tuple(filled)))}, {check})"
+
+    def _filled(self, table: TableName, column: str) -> str:
+        """What the upgrade gave a column, as an expression over the row."""
+        steps = [
+            step
+            for step in reversed(self.migration.steps)
+            if isinstance(step, Backfill | KeepInStep)
+            if step.table == table and column in step.assign
+        ]
+        # The last backfill of a row wins; a row that none of them took has its trigger's value.
+        cases, other = list[str](), "NULL"
+        for step in sorted(steps, key=lambda step: isinstance(step, KeepInStep)):
+            given = self.references(step)[column]
+            if isinstance(step, KeepInStep) or step.where is None:
+                other = given
+                break
+            cases.append(f"WHEN ({step.where}) THEN {given}")
+        if not cases:
+            return other
+        type = self.catalog.column_type(table, column).name
+        return f"(CASE {' '.join(cases)} ELSE {other} END)::{type}"
 
     def _downgrade_step(self, step: Step) -> list[str]:
         match step:

@@ -7,7 +7,7 @@ import string
 from collections.abc import Iterable, Sequence
 
 from datamig_nb.migration import BATCH_MARK, Backfill, Check, KeepInStep, RowCheck
-from datamig_nb.names import quote
+from datamig_nb.names import TableName, quote
 
 # What may hide a name: literals (with E'' escapes), dollar quotes, comments; then the names.
 _TOKENS = re.compile(
@@ -81,12 +81,12 @@ def update_batch(backfill: Backfill, expressions: dict[str, str]) -> str:
     )
 
 
-def edited_rows(backfill: Backfill, expressions: dict[str, str], key: Sequence[str]) -> str:
+def edited_rows(table: TableName, expressions: dict[str, str], key: Sequence[str]) -> str:
     """Rows whose filled columns hold something that the expressions do not give."""
     columns = [quote(column) for column in expressions]
     keys = ", ".join(map(quote, key))
     return (
-        f"SELECT {keys} FROM {backfill.table.sql}\n"
+        f"SELECT {keys} FROM {table.sql}\n"
         f" WHERE num_nonnulls({', '.join(columns)}) > 0\n"
         f"   AND {_differ(columns, list(expressions.values()))}\n"
         f" ORDER BY {keys}"

@@ -40,11 +40,16 @@ def texts(max_size: int | None = None) -> st.SearchStrategy[str]:
 
 
 def evaluated(
-    connection: sa.Connection, migration: Migration, column: str, value: str | None
+    connection: sa.Connection,
+    migration: Migration,
+    column: str,
+    value: str | None,
+    collation: str = "default",
 ) -> tuple[Any, ...]:
     """What the migration's expressions make of one value."""
     (step,) = migration.backfills
-    rows = f"(VALUES ({literal(value)}::text)) AS {step.table.name} ({column})"
+    typed = f'{literal(value)}::text COLLATE "{collation}"'
+    rows = f"(VALUES ({typed})) AS {step.table.name} ({column})"
     return tuple(run(connection, f"SELECT {', '.join(step.assign.values())} FROM {rows}").one())
 
 
@@ -344,6 +349,16 @@ def test_split_follows_its_rules(
     connection: sa.Connection, full: str | None, first: str | None, last: str | None
 ) -> None:
     assert evaluated(connection, SPLIT, "full_name", full) == (first, last)
+
+
+@pytest.mark.parametrize("collation", ["default", "C", "pg_c_utf8"])
+@pytest.mark.parametrize("space", ["\u00a0", "\u2007", "\u202f", "\t"])
+def test_no_break_spaces_part_names_whatever_the_locale_knows(
+    connection: sa.Connection, space: str, collation: str
+) -> None:
+    full = f"{space}Ann{space}{space}Lee{space}"
+
+    assert evaluated(connection, SPLIT, "full_name", full, collation) == ("Ann", "Lee")
 
 
 #: Names with what has a meaning in the rules, and any text at all.

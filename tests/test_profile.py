@@ -482,6 +482,13 @@ def test_key_that_an_index_holds_comes_first(samples: Database) -> None:
     )
 
 
+def test_measurements_are_no_keys(samples: Database) -> None:
+    airports = profile(samples, "flights.airports")
+
+    assert airports["lon"].is_unique
+    assert [key.columns for key in airports.candidate_keys] == [("faa",)]
+
+
 # ---------------------------------------------------------------- alerts
 
 ODD = """
@@ -536,6 +543,14 @@ def test_alerts_have_the_known_severities(samples: Database) -> None:
 
     assert set(severities) == set(SEVERITIES)
     assert severities == sorted(severities, key=SEVERITIES.index)
+
+
+def test_only_what_could_be_a_key_is_called_nearly_unique(samples: Database) -> None:
+    user = profile(samples, "guide.user")
+
+    assert (user["email"].repeated, user["updated_at"].repeated) == (100, 198)
+    unique_but = [alert.column for alert in user.alerts if "unique but" in alert.finding]
+    assert unique_but == ["email"]
 
 
 def test_table_called_user_is_profiled_and_the_name_is_an_alert(samples: Database) -> None:
@@ -861,6 +876,13 @@ TABLE = TableName("guide", "user")
 STATUS = Measured(name="status", kind="text", collatable=True, scaleless=False, length=20)
 AMOUNT = Measured(name="Amount", kind="number", collatable=False, scaleless=True, length=None)
 DATA = Measured(name="data", kind="opaque", collatable=False, scaleless=False, length=None)
+
+
+def test_pairs_are_counted_without_distinct() -> None:
+    assert profile_sql.count_pairs(TABLE, STATUS, AMOUNT) == (
+        'SELECT count(*) FROM (SELECT count(*) FROM guide."user"'
+        ' GROUP BY status COLLATE "C", trim_scale("Amount")) AS pairs'
+    )
 
 
 def test_sample_is_a_share_of_the_rows() -> None:

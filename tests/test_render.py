@@ -272,6 +272,23 @@ def test_revision_can_be_imported(files: Path, name: str) -> None:
     assert found["branch_labels"] is found["depends_on"] is None
 
 
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("fill the names", "Fill the names."),
+        ("fill the names.", "Fill the names."),
+        ('"fill" the "names"', "'fill' the 'names'."),
+        (r"fill C:\names", "Fill C:/names."),
+        ('fill """names"""', "Fill '''names'''."),
+        ("ändern", "Ändern."),
+    ],
+)
+def test_title_is_the_first_line_of_the_docstring(samples: Database, name: str, title: str) -> None:
+    revision = render(samples, Migration(name, *filling(a="upper(full_name)").steps))
+
+    assert constants(revision.text)["__doc__"].splitlines()[0] == title
+
+
 # ---------------------------------------------------------------- identity
 
 
@@ -452,6 +469,16 @@ def test_expression_that_is_part_of_another_leaves_it_whole(samples: Database) -
     )
 
 
+def test_expression_is_referred_to_only_where_it_stands_whole(samples: Database) -> None:
+    steps = filling(x="id + 1").steps
+    conditions = ("(id + 1) < 0", "id + 10 < 0", "player_id + 1 < 0")
+    checks = (rows_check(f"c{n}", "players.player", text) for n, text in enumerate(conditions))
+
+    revision = render(samples, Migration("x", *steps, *checks))
+
+    assert re.findall(r"(?m)^ WHERE (.* < 0)$", revision.text) == ["({X}) < 0", *conditions[1:]]
+
+
 def test_constant_never_takes_a_name_of_the_machinery(samples: Database) -> None:
     names = ("attempts", "lock_timeout", "retried", "run_table", "first_batch_rows")
 
@@ -476,6 +503,51 @@ def test_trigger_fires_for_the_columns_that_are_read(samples: Database) -> None:
     found = constants(render(samples, Migration("x", add_text("x"), step)).text)
 
     assert "\nBEFORE INSERT OR UPDATE OF full_name, true_last_name ON players" in found["TRIGGER"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "given"),
+    [
+        ([("'A'", None)], "'A'"),
+        ([("'A'", None), ("'B'", None)], "'B'"),
+        (
+            [("'A'", "active"), ("'B'", "id < 9\nOR id > 99")],
+            "(CASE WHEN (id < 9\nOR id > 99) THEN 'B' WHEN (active) THEN 'A' ELSE NULL END)"
+            "::CHAR(1)",
+        ),
+        ([("'A'", None), ("'B'", "active")], "(CASE WHEN (active) THEN 'B' ELSE 'A' END)::CHAR(1)"),
+        ([("'A'", "active"), ("'B'", None)], "'B'"),
+        (
+            [("'A'", "active"), ("'T'", "trigger")],
+            "(CASE WHEN (active) THEN 'A' ELSE 'T' END)::CHAR(1)",
+        ),
+        ([("'T'", "trigger"), ("'A'", None)], "'A'"),
+        ([("'A'", None), ("'T'", "trigger")], "'A'"),
+    ],
+)
+def test_downgrade_asks_for_what_the_last_backfill_of_a_row_gave(
+    samples: Database, steps: list[tuple[str, str | None]], given: str
+) -> None:
+    column = add_column("player", sa.Column("x", sa.CHAR(1)), schema="players")
+    made = (
+        keep_in_step("players.player", {"x": text})
+        if where == "trigger"
+        else backfill("players.player", {"x": text}, where=where)
+        for text, where in steps
+    )
+
+    revision = render(samples, Migration("x", column, *made))
+
+    assert constants(revision.text)["X_NOT_EDITED_SINCE_THE_UPGRADE"] == (
+        "\n-- x not edited since the upgrade\n"
+        "SELECT id FROM players.player\n"
+        " WHERE num_nonnulls(x) > 0\n"
+        f"   AND x IS DISTINCT FROM ({given})\n"
+        " ORDER BY id\n"
+    )
+    assert (
+        revision.text.count("require_unedited(\n") + revision.text.count('require_unedited("') == 1
+    )
 
 
 # ---------------------------------------------------------------- refusals
@@ -705,6 +777,7 @@ def test_missing_ini_is_refused(samples: Database, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore")  # as in a notebook, where they are overlooked
 @pytest.mark.parametrize(
     ("revisions", "reason"),
     [

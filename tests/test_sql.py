@@ -53,7 +53,7 @@ def test_batch_keeps_the_condition_of_the_backfill_together() -> None:
 
 
 def test_edited_rows_are_those_that_hold_something_else_than_was_filled_in() -> None:
-    assert sql.edited_rows(SPLIT, NAMES, ("id", "Year")) == (
+    assert sql.edited_rows(SPLIT.table, NAMES, ("id", "Year")) == (
         'SELECT id, "Year" FROM players.player\n'
         " WHERE num_nonnulls(first_name, last_name) > 0\n"
         "   AND (first_name, last_name) IS DISTINCT FROM (split_part(full_name, ' ', 1),"
