@@ -104,6 +104,8 @@ signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in sys.stdin:
     if os.fork() == 0:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # a shell starts what runs in the background with SIGINT ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         order = json.loads(line)
         child = os.fork() or run(order)
         write(order["place"] + ".pid", child)
