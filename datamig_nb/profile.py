@@ -93,8 +93,8 @@ class ColumnProfile:
     rare_mask_rows: int = 0
     #: Texts that differ only by case or white space, the most frequent first, in each group.
     spellings: tuple[tuple[ValueCount, ...], ...] = ()
-    #: All such groups, and rows that are not spelled as most of their group; estimated together
-    #: with ``distinct``.
+    #: All such groups, and rows that are not spelled as most of their group; estimated where there
+    #: is a sample, see ``sample_rows``.
     spelling_groups: int = 0
     spelling_rows: int = 0
     #: What at least 95 % of the texts could be converted to: ``number``, ``date``, ``boolean``.
@@ -669,6 +669,7 @@ def _column_alerts(column: ColumnProfile, links: Sequence[Reference]) -> Iterato
     finding = "{} with accents as characters of their own"
     advice = "normalize(text) makes them equal to those that look the same"
     yield from alert("warning", column.decomposed, finding, advice)
+    about = "" if column.sample_rows is None else "about "
     finding = f"{about}{{}} spelled otherwise than most, by case or space only"
     finding += f", in {about}{_plural(column.spelling_groups, 'group')}"
     yield from alert("warning", column.spelling_rows, finding, "map them to one spelling")
@@ -724,6 +725,7 @@ def _words(column: ColumnProfile) -> Iterator[str]:
         more = f", … {column.distinct_masks:,} in all" if column.distinct_masks > 5 else ""
         yield f"masks: {_listed(column, column.masks)}{more}{sampled}"
     if column.spellings:
+        about = "about " if sampled else ""
         groups = "; ".join(_listed(column, group) for group in column.spellings[:3])
         more = f"; … {about}{column.spelling_groups:,} in all" if column.spelling_groups > 3 else ""
         yield f"spellings: {groups}{more}"

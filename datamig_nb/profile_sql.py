@@ -37,6 +37,7 @@ _CODES = (
     + ", 12288, 65279"
 )
 
+_ALL_SPACE = rf"'^[\s{_WIDE}]*$'"
 _NUMBER = r"value ~ '^\s*[-+]?(0|[1-9]\d*)(\.\d+)?\s*$'"
 _DATE = (
     r"value ~ '^\s*(\d{4}-\d{1,2}-\d{1,2}|\d{1,2}[./]\d{1,2}[./]\d{2,4})"
@@ -125,7 +126,7 @@ def repetition(columns: Sequence[Measured], source: str) -> str:
 
 
 def counted(column: Measured, source: str) -> str:
-    """The values of the column with their rows and, of text, length and last character."""
+    """The values of the column with their rows and, of text, length and edge."""
     grouped = f"SELECT {column.value} AS value, count(*) AS row_count FROM {source} GROUP BY 1"
     if column.kind == "text":
         measures = _measures("value", "value")
@@ -177,7 +178,7 @@ def extent(
         beyond_ascii = f"octet_length({value}) > {length}"
         items += [
             rows(_blank(value), "blanks"),
-            rows(f"{_padded(value)} AND NOT {_blank(value)}", "padded"),
+            rows(f"{value}_edge AND {value} !~ {_ALL_SPACE}", "padded"),
             rows(beyond_ascii, "non_ascii"),
             rows(f"{beyond_ascii} AND {value} ~ '[{_WIDE}]'", "wide_spaces"),
             rows(f"{beyond_ascii} AND {value} IS NOT NFC NORMALIZED", "decomposed"),
@@ -247,15 +248,13 @@ def _rows(condition: str, name: str) -> str:
 
 
 def _measures(text: str, name: str) -> str:
-    return f"length({text}) AS {name}_length, ascii(right({text}, 1)) AS {name}_last"
+    """The length of a text, and whether there is white space at one of its edges."""
+    edge = f"ascii({text}) IN ({_CODES}) OR ascii(right({text}, 1)) IN ({_CODES})"
+    return f"length({text}) AS {name}_length, {edge} AS {name}_edge"
 
 
 def _blank(value: str) -> str:
-    return rf"({value} = '' OR ascii({value}) IN ({_CODES}) AND {value} ~ '^[\s{_WIDE}]*$')"
-
-
-def _padded(value: str) -> str:
-    return f"(ascii({value}) IN ({_CODES}) OR {value}_last IN ({_CODES}))"
+    return f"({value} = '' OR {value}_edge AND {value} ~ {_ALL_SPACE})"
 
 
 def _mask(text: str) -> str:

@@ -300,6 +300,21 @@ def test_unique_index_makes_distinct_values_exact_in_large_tables_too(samples: D
 
 
 @pytest.mark.usefixtures("small_limits")
+def test_spellings_of_a_unique_text_are_estimated_in_large_tables(database: Database) -> None:
+    query(
+        database,
+        "CREATE TABLE t (code text UNIQUE); INSERT INTO t"
+        " SELECT word || n FROM unnest(ARRAY['a', 'A']) word, generate_series(1, 5000) n",
+    )
+
+    profiled = profile(database, "t", exact_up_to_rows=1_000)
+
+    assert (profiled["code"].distinct, profiled["code"].distinct_is_exact) == (10_000, True)
+    assert profiled["code"].spelling_groups == pytest.approx(5_000, rel=0.1)
+    assert re.search(r"about [45],\d+ rows spelled otherwise", repr(profiled))
+
+
+@pytest.mark.usefixtures("small_limits")
 def test_frequent_values_of_large_tables_come_with_their_exact_rows(database: Database) -> None:
     query(
         database,
