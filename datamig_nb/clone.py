@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool
 
 from datamig_nb.database import Database, explained, read_table, run
 from datamig_nb.errors import PermissionDeniedError, RehearsalError
@@ -133,7 +132,7 @@ def _dump_and_restore(source: Database, clone: Database) -> None:
 def _copy_settings(source: Database, clone: Database) -> None:
     """Give the clone what ALTER DATABASE … SET says of the source: no copy takes it along."""
     name = quote(str(clone.url.database))
-    engine = sa.create_engine(source.at("postgres").url, poolclass=NullPool)
+    engine = source.at("postgres").engine
     with explained("copying the database's settings", source.url), engine.begin() as connection:
         found = connection.execute(sa.text(_SETTINGS), {"name": source.url.database}).all()
         for setting, value in found:
@@ -151,7 +150,7 @@ def _copy_settings(source: Database, clone: Database) -> None:
 
 def _maintain(db: Database, statement: str) -> None:
     """A statement that no transaction may hold, sent from the maintenance database."""
-    engine = sa.create_engine(db.at("postgres").url, poolclass=NullPool)
+    engine = db.at("postgres").engine
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         run(connection, statement)
 

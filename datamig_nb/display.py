@@ -54,3 +54,8 @@ def visible(value: object) -> str:
     for odd, mark in {"\t": "⇥", "\n": "↵", "\r": "␍", "\u00a0": "⍽", "\u202f": "⍽"}.items():
         text = text.replace(odd, mark)
     return re.sub(r"^ +| +$| {2,}", lambda spaces: "·" * len(spaces[0]), text)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: ``1 row``, ``2,000 rows``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -91,7 +91,7 @@ def _html(template: str, **values: object) -> str:
     html = ""
     for size in _SIZES:
         html = _templates.get_template(template).render(
-            size=size, pieces=pieces, counted=counted, **values
+            size=size, pieces=pieces, counted=display.counted, **values
         )
         if len(html.encode()) <= MAX_BYTES:
             break
@@ -123,11 +123,6 @@ def pieces(value: object, length: int) -> list[tuple[str, str]]:
 def _mark(unseen: str) -> str:
     mark = display.visible(unseen)
     return mark if mark.isprintable() else "".join(f"U+{ord(letter):04X}" for letter in unseen)
-
-
-def counted(number: int, noun: str) -> str:
-    """A number and its noun: ``1 row``, ``2,000 rows``."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 # ---------------------------------------------------------------- renderers

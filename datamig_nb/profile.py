@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from datamig_nb import profile_sql
 from datamig_nb.database import STATEMENT_TIMEOUT_SECONDS, Database, Table, read_table, run
-from datamig_nb.display import Shown
+from datamig_nb.display import Shown, counted
 from datamig_nb.errors import MigrationError, PermissionDeniedError, UnknownColumnError
 from datamig_nb.names import TableName, quote
 from datamig_nb.profile_sql import QUANTILES, VALUE_CHARACTERS, Measured
@@ -222,9 +222,9 @@ class TableProfile(Shown):
     def summary(self) -> str:
         """The profile in one line of words."""
         severities = [alert.severity for alert in self.alerts]
-        alerts = [_plural(severities.count(word), word) for word in dict.fromkeys(severities)]
+        alerts = [counted(severities.count(word), word) for word in dict.fromkeys(severities)]
         return (
-            f"{_plural(self.rows, 'row')}, {_plural(len(self.columns), 'column')},"
+            f"{counted(self.rows, 'row')}, {counted(len(self.columns), 'column')},"
             f" {'every figure exact' if self.is_exact else 'some figures estimated'};"
             f" {', '.join(alerts) or 'no alerts'}"
         )
@@ -250,7 +250,7 @@ class TableProfile(Shown):
             first = [f", most often {value.value!r}" for value in reference.first_missing[:1]]
             lines.append(
                 f"{reference.column} refers to {reference.parent}.{reference.parent_column}"
-                f" ({reference.origin}): {_plural(reference.orphan_rows, 'orphan')}{''.join(first)}"
+                f" ({reference.origin}): {counted(reference.orphan_rows, 'orphan')}{''.join(first)}"
             )
         return "\n".join(lines)
 
@@ -641,7 +641,7 @@ def _column_alerts(column: ColumnProfile, links: Sequence[Reference]) -> Iterato
                 severity=severity,
                 column=column.name,
                 rows=rows,
-                finding=finding.replace("{}", _plural(rows, "row"), 1),  # a mask may hold braces
+                finding=finding.replace("{}", counted(rows, "row"), 1),  # a mask may hold braces
                 advice=advice,
             )
 
@@ -671,7 +671,7 @@ def _column_alerts(column: ColumnProfile, links: Sequence[Reference]) -> Iterato
     yield from alert("warning", column.decomposed, finding, advice)
     about = "" if column.sample_rows is None else "about "
     finding = f"{about}{{}} spelled otherwise than most, by case or space only"
-    finding += f", in {about}{_plural(column.spelling_groups, 'group')}"
+    finding += f", in {about}{counted(column.spelling_groups, 'group')}"
     yield from alert("warning", column.spelling_rows, finding, "map them to one spelling")
     if column.min_length != column.max_length:
         full = column.max_length == column.length_limit
@@ -692,10 +692,6 @@ def _may_identify(column: ColumnProfile) -> bool:
 
 
 # ---------------------------------------------------------------- words
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _words(column: ColumnProfile) -> Iterator[str]:

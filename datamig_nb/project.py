@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ class Project:
     #: Path of alembic.ini.
     ini: Path
 
-    @property
+    @cached_property
     def script(self) -> ScriptDirectory:
-        """The script directory, read afresh.
+        """The script directory, read once: reading it runs every revision file.
 
         Raises
         ------
@@ -161,19 +162,17 @@ def create_project(directory: str | Path, *, fresh: bool = False) -> Path:
     ini.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.redirect_stdout(io.StringIO()):
         command.init(Config(str(ini)), str(scripts))
-    env.write_text(_MADE_HERE + env.read_text(encoding="utf-8"), encoding="utf-8")
-    _read_environment(env)
+    text = _reading_environment(env.read_text(encoding="utf-8"))
+    env.write_text(_MADE_HERE + text, encoding="utf-8")
     return ini
 
 
-def _read_environment(env: Path) -> None:
-    """Let env.py take the database from DATABASE_URL, with the driver that is installed here."""
+def _reading_environment(env: str) -> str:
+    """An env.py that takes the database from DATABASE_URL, with the driver installed here."""
     line = "config = context.config\n"
     url = (
         'url = os.environ["DATABASE_URL"].replace("postgresql://", "postgresql+psycopg://")\n'
         'config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))\n'
     )
-    text = env.read_text(encoding="utf-8").replace(line, f"{line}{url}", 1)
-    env.write_text(
-        text.replace("from logging.config", "import os\nfrom logging.config", 1), encoding="utf-8"
-    )
+    imported = env.replace("from logging.config", "import os\nfrom logging.config", 1)
+    return imported.replace(line, f"{line}{url}", 1)

@@ -171,7 +171,7 @@ def _document(draft: _Draft, down_revision: str | None) -> str:
     constants = "\n\n".join(draft.constants)
     parts = machinery(f"{story}\n{constants}")
     settings = f"\n\n{parts.settings}" if parts.settings else ""
-    sql = f"# -------- SQL\n\n{constants}\n\n\n" if constants else ""
+    statements = f"# -------- SQL\n\n{constants}\n\n\n" if constants else ""
     text = f'''"""{_docstring(draft, down_revision)}
 """
 
@@ -188,7 +188,7 @@ depends_on = None{settings}
 {story}
 
 
-{sql}# -------- functions
+{statements}# -------- functions
 
 
 {parts.functions}

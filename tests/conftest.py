@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
-from sqlalchemy.pool import NullPool
 
 from datamig_nb.database import Database, connect
 from datamig_nb.server import stop_server
@@ -44,9 +42,7 @@ def samples(server_home: Path) -> Database:
 def make_database(samples: Database) -> Iterator[Callable[[str], Database]]:
     """Make a database from a template, dropped after the test."""
     made: list[Database] = []
-    engine = sa.create_engine(
-        samples.at("postgres").url, poolclass=NullPool, isolation_level="AUTOCOMMIT"
-    )
+    engine = samples.at("postgres").engine.execution_options(isolation_level="AUTOCOMMIT")
 
     def make(template: str) -> Database:
         database = samples.at(f"test_{next(_numbers)}")

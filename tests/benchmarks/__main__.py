@@ -6,9 +6,6 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import sqlalchemy as sa
-from sqlalchemy.pool import NullPool
-
 from datamig_nb.database import Database, connect
 from tests.benchmarks import backfill, profile
 
@@ -22,9 +19,7 @@ _ALL: dict[str, Callable[[Database, int], None]] = {
 def _database() -> Iterator[Database]:
     """An empty database on the embedded server."""
     database = connect().at("benchmark")
-    engine = sa.create_engine(
-        database.at("postgres").url, poolclass=NullPool, isolation_level="AUTOCOMMIT"
-    )
+    engine = database.at("postgres").engine.execution_options(isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.exec_driver_sql("DROP DATABASE IF EXISTS benchmark WITH (FORCE)")
         connection.exec_driver_sql("CREATE DATABASE benchmark TEMPLATE template0")
