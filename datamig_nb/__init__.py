@@ -6,6 +6,16 @@ Six verbs, one way through: :func:`profile`, :func:`preview`, :func:`render`, :f
 
 from __future__ import annotations
 
+from datamig_nb.checks import (
+    allowed_values,
+    check,
+    matches,
+    no_nulls,
+    no_orphans,
+    rows_check,
+    unchanged,
+    unique,
+)
 from datamig_nb.database import Database, connect
 from datamig_nb.errors import DatamigError
 from datamig_nb.export import Export, export, verify
@@ -13,18 +23,9 @@ from datamig_nb.html import save_html  # its module registers what Jupyter shows
 from datamig_nb.migration import (
     Migration,
     add_column,
-    allowed_values,
     alter_column,
-    backfill,
-    check,
     create_check_constraint,
     create_enum,
-    keep_in_step,
-    matches,
-    no_nulls,
-    no_orphans,
-    rows_check,
-    unique,
 )
 from datamig_nb.patterns import map_values, split_column
 from datamig_nb.preview import Preview, preview
@@ -32,6 +33,7 @@ from datamig_nb.profile import TableProfile, profile
 from datamig_nb.project import create_project
 from datamig_nb.rehearse import Rehearsal, rehearse
 from datamig_nb.render import Revision, render
+from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step, sql
 from datamig_nb.validate import ValidationReport, validate
 
 __version__ = "0.1.0"
@@ -49,13 +51,16 @@ __all__ = [
     "add_column",
     "allowed_values",
     "alter_column",
+    "back_up",
     "backfill",
     "check",
     "connect",
     "create_check_constraint",
     "create_enum",
     "create_project",
+    "delete_rows",
     "export",
+    "insert_rows",
     "keep_in_step",
     "map_values",
     "matches",
@@ -68,6 +73,8 @@ __all__ = [
     "rows_check",
     "save_html",
     "split_column",
+    "sql",
+    "unchanged",
     "unique",
     "validate",
     "verify",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import psycopg
@@ -11,20 +11,14 @@ import sqlalchemy as sa
 from alembic.operations import ops
 from sqlalchemy.dialects import postgresql
 
-from datamig_nb import sql
+from datamig_nb import statements
+from datamig_nb.checks import Check, RowCheck
 from datamig_nb.database import Column, Database, Table, read_table
 from datamig_nb.errors import ExpressionError, MigrationError
-from datamig_nb.migration import (
-    Backfill,
-    Check,
-    KeepInStep,
-    Migration,
-    RowCheck,
-    Step,
-    added_columns,
-)
+from datamig_nb.migration import Migration, Step, added_columns
 from datamig_nb.names import TableName, literal
 from datamig_nb.preview_sql import ColumnType
+from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +30,10 @@ class Catalog:
     major: int
     #: Columns that the migration adds, by table, in order.
     added: Mapping[TableName, Mapping[str, sa.Column[Any]]]
+    #: Functions that the migration's expressions call and that give another value each time.
+    volatile: frozenset[str] = frozenset()
+    #: Columns of each query whose rows are inserted.
+    selected: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
     def table(self, name: TableName) -> Table:
         """The table of that name."""
@@ -90,7 +88,7 @@ class Catalog:
     def failing(self, check: Check) -> str:
         """The query of a check's failing rows, by key where the table has one."""
         key = self.tables[check.table].key if isinstance(check, RowCheck) else ()
-        return sql.failing_rows(check, key)
+        return statements.failing_rows(check, key)
 
 
 def read_catalog(db: Database, migration: Migration) -> Catalog:
@@ -114,21 +112,40 @@ def read_catalog(db: Database, migration: Migration) -> Catalog:
             added=added_columns(migration),
         )
         _require_absent(catalog)
+        catalog = replace(
+            catalog,
+            volatile=_volatile(connection, migration),
+            selected={
+                step.select: _selected(connection, step)
+                for step in migration.steps
+                if isinstance(step, InsertRows) and step.table in catalog.tables
+            },
+        )
         for step in migration.steps:
             if isinstance(step, ops.AlterColumnOp):
                 _require_column(TableName(step.schema, step.table_name), step.column_name, catalog)
             if isinstance(step, Backfill | KeepInStep):
                 _require_columns(step, catalog)
-                _require_repeatable(step, catalog)
+                source = step.using if isinstance(step, Backfill) else None
                 for expression in step.assign.values():
-                    require_expression(connection, step.table, expression)
-            if isinstance(step, Backfill) and step.where is not None:
+                    require_expression(connection, step.table, expression, source)
+            if isinstance(step, KeepInStep):
+                _require_repeatable(step, catalog)
+            if isinstance(step, Backfill):
+                for condition in filter(None, (step.where, step.on)):
+                    require_expression(connection, step.table, condition, step.using)
+                _require_steady_key(step, catalog)
+            if isinstance(step, DeleteRows):
                 require_expression(connection, step.table, step.where)
     return catalog
 
 
-def require_expression(connection: sa.Connection, table: TableName, expression: str) -> None:
+def require_expression(
+    connection: sa.Connection, table: TableName, expression: str, using: str | None = None
+) -> None:
     """Let PostgreSQL parse an expression over a row of the table; nothing is executed.
+
+    ``using`` is a FROM item that the expression may read too.
 
     Raises
     ------
@@ -139,8 +156,9 @@ def require_expression(connection: sa.Connection, table: TableName, expression: 
     raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
     # In all the places where statements have it: with parentheses, without, and where neither
     # aggregates nor a comment at its end can be.
+    source = table.sql if using is None else f"{table.sql}, {using}"
     query = (
-        f"SELECT ({expression}), {expression} FROM {table.sql} WHERE ({expression}) IS NULL LIMIT 0"
+        f"SELECT ({expression}), {expression} FROM {source} WHERE ({expression}) IS NULL LIMIT 0"
     )
     try:
         with raw.transaction(), raw.cursor() as cursor:
@@ -168,7 +186,7 @@ def _tables(step: Step) -> tuple[TableName, ...]:
     match step:
         case ops.AddColumnOp() | ops.AlterColumnOp() | ops.CreateCheckConstraintOp():
             return (TableName(step.schema, step.table_name),)
-        case Backfill() | KeepInStep() | RowCheck():
+        case Backfill() | KeepInStep() | RowCheck() | BackUp() | InsertRows() | DeleteRows():
             return (step.table,)
         case _:
             return ()
@@ -198,12 +216,69 @@ def _require_column(table: TableName, column: str, catalog: Catalog) -> Column |
     return None if column in catalog.added.get(table, {}) else catalog.table(table).column(column)
 
 
-def _require_repeatable(step: Backfill | KeepInStep, catalog: Catalog) -> None:
+def _require_repeatable(step: KeepInStep, catalog: Catalog) -> None:
     for column, expression in step.assign.items():
-        read = sql.columns_read(expression, step.assign, catalog.row(step.table))
+        read = statements.columns_read(expression, step.assign, catalog.row(step.table))
         if read:
             raise MigrationError(
                 f"the expression for {column!r} of {str(step.table)!r} reads {read[0]!r}, which"
-                " the same step sets: a row done twice would change twice",
-                "add a new column and fill that one",
+                " the same step sets: a row written twice would change twice",
+                "add a new column and keep that one in step",
             )
+
+
+def _require_steady_key(step: Backfill, catalog: Catalog) -> None:
+    moved = [column for column in catalog.table(step.table).key if column in step.assign]
+    if moved:
+        raise MigrationError(
+            f"{moved[0]!r} is part of the key by which {str(step.table)!r} is walked",
+            "fill a new column, and make that one the key in a later migration",
+        )
+
+
+# Give another value each time, though PostgreSQL calls them stable within a transaction.
+_CLOCKS = frozenset(
+    "now current_timestamp current_date current_time localtime localtimestamp transaction_timestamp"
+    " statement_timestamp".split()
+)
+
+
+def _volatile(connection: sa.Connection, migration: Migration) -> frozenset[str]:
+    """Names in the expressions that are those of a volatile function."""
+    words = {
+        word
+        for step in migration.backfills
+        for expression in (*step.assign.values(), step.using or "")
+        for word in statements.names_in(expression)
+    }
+    query = sa.text(
+        "SELECT DISTINCT proname::text FROM pg_proc"
+        " WHERE provolatile = 'v' AND proname = ANY (:names)"
+    )
+    found = connection.execute(query, {"names": sorted(words)}).scalars()
+    return frozenset(found) | (words & _CLOCKS)
+
+
+def _selected(connection: sa.Connection, step: InsertRows) -> tuple[str, ...]:
+    """Names of the query's columns, which must be columns of the table and hold its key."""
+    raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    query = f"SELECT * FROM {statements.source(step)} LIMIT 0"
+    try:
+        with raw.transaction(), raw.cursor() as cursor:
+            cursor.execute(query.encode(), prepare=True)
+            columns = tuple(column.name for column in cursor.description or [])
+    except psycopg.Error as error:
+        if error.sqlstate in (None, "42501"):
+            raise
+        raise ExpressionError(
+            step.select,
+            error.diag.message_primary or str(error),
+            "write one SELECT, no ';' at its end, each column named",
+        ) from error
+    for column in (*columns, *step.key):
+        if column in step.key and column not in columns:
+            raise MigrationError(
+                f"the query for {str(step.table)!r} has no column {column!r} to be walked by",
+                f"use one of {', '.join(columns)}",
+            )
+    return columns

@@ -51,6 +51,8 @@ class Column:
     length: int | None
     #: True for a generated or identity-always column, which no UPDATE may set.
     generated: bool
+    #: True for a generated column, which no INSERT may set either.
+    computed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,10 @@ class Table:
     #: Columns of each unique index that covers every row.
     unique: tuple[tuple[str, ...], ...]
     foreign_keys: tuple[ForeignKey, ...]
+    #: Columns that an index reads, in its key, its expressions or its condition.
+    indexed: frozenset[str] = frozenset()
+    #: Whether it is a partitioned table.
+    partitioned: bool = False
     #: The planner's row count; -1 where the table was never analysed.
     estimated_rows: int
     #: Bytes of the table with its indexes and out-of-line values.
@@ -230,6 +236,10 @@ def read_table(connection: sa.Connection, name: TableName) -> Table:
             )
             for row in connection.execute(sa.text(_FOREIGN_KEYS), {"oid": found.oid})
         ),
+        indexed=frozenset(
+            connection.execute(sa.text(_INDEXED), {"oid": found.oid}).scalars().all()
+        ),
+        partitioned=found.partitioned,
         estimated_rows=found.estimated_rows,
         total_bytes=found.total_bytes,
     )
@@ -393,6 +403,7 @@ def _libpq(url: sa.URL) -> str:
 
 _TABLE = """
 SELECT pg_class.oid,
+       relkind = 'p' AS partitioned,
        reltuples::bigint AS estimated_rows,
        pg_total_relation_size(pg_class.oid) AS total_bytes
   FROM pg_class
@@ -413,7 +424,8 @@ SELECT attname AS name,
        attnotnull AS not_null,
        CASE WHEN atttypid IN ('varchar'::regtype, 'bpchar'::regtype) AND atttypmod > 4
             THEN atttypmod - 4 END AS length,
-       attgenerated <> '' OR attidentity = 'a' AS generated
+       attgenerated <> '' OR attidentity = 'a' AS generated,
+       attgenerated <> '' AS computed
   FROM pg_attribute
  WHERE attrelid = :oid AND attnum > 0 AND NOT attisdropped
  ORDER BY attnum
@@ -430,6 +442,18 @@ SELECT array_agg(attname::text ORDER BY place) AS columns,
    AND indpred IS NULL AND indexprs IS NULL AND place <= indnkeyatts
  GROUP BY indexrelid, indisprimary
  ORDER BY indisprimary DESC, count(*), indexrelid
+"""
+
+_INDEXED = """
+SELECT attname::text
+  FROM pg_attribute
+ WHERE attrelid = :oid AND attnum > 0 AND NOT attisdropped
+   AND EXISTS (SELECT FROM pg_index
+                WHERE indrelid = attrelid
+                  AND (attnum = ANY (indkey)
+                       OR EXISTS (SELECT FROM pg_depend
+                                   WHERE classid = 'pg_class'::regclass AND objid = indexrelid
+                                     AND refobjid = attrelid AND refobjsubid = attnum)))
 """
 
 _FOREIGN_KEYS = """

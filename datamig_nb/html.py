@@ -14,20 +14,14 @@ from typing import Any, NamedTuple
 from mako.lookup import TemplateLookup  # pyright: ignore[reportMissingTypeStubs]
 
 from datamig_nb import display
+from datamig_nb.checks import QueryCheck, RowCheck
 from datamig_nb.export import Export
-from datamig_nb.migration import (
-    Backfill,
-    KeepInStep,
-    Migration,
-    QueryCheck,
-    RowCheck,
-    Step,
-    describe,
-)
+from datamig_nb.migration import Migration, Step, describe
 from datamig_nb.preview import BackfillPreview, Preview
 from datamig_nb.profile import TableProfile
 from datamig_nb.rehearse import Rehearsal
 from datamig_nb.render import Revision
+from datamig_nb.steps import Backfill, KeepInStep
 from datamig_nb.validate import ValidationReport
 
 #: Longest HTML of a value, in bytes: notebooks are committed with their outputs.

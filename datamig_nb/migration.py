@@ -1,64 +1,25 @@
 """What a migration is: a name and steps, all of them values.
 
 Schema steps are Alembic's own operations (``alembic.operations.ops``), made by functions with the
-names and signatures that people know from ``op``.  Data steps are the classes below.  Nothing here
-touches a database.
+names and signatures that people know from ``op``; data steps are those of :mod:`datamig_nb.steps`,
+checks those of :mod:`datamig_nb.checks`.  Nothing here touches a database.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 from alembic.operations import ops
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import CompileError
-from sqlalchemy.sql import visitors
 
+from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
 from datamig_nb.display import Shown
 from datamig_nb.errors import MigrationError
-from datamig_nb.names import TableName, literal, quote
-
-#: A SQL expression over one row: text, or a SQLAlchemy element.
-Expression: TypeAlias = "str | sa.ColumnElement[Any]"
-
-# Stands in the batch statements for the range of keys of one batch.
-BATCH_MARK = "{batch}"
-
-# What rendered statements use themselves, so that no expression may hold it.
-_MARKS = (BATCH_MARK, "$datamig$", "\0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Backfill:
-    """Set columns of the rows that are there, batch by batch."""
-
-    #: Table to update.
-    table: TableName
-    #: Column to set -> SQL expression over the row as it was before.
-    assign: Mapping[str, str]
-    #: SQL condition over the row; None takes every row.
-    where: str | None = None
-
-    def __str__(self) -> str:
-        rows = "every row" if self.where is None else f"rows where {self.where}"
-        return f"fill {_columns(self.assign)} of {self.table}, {rows}, in batches"
-
-
-@dataclass(frozen=True, kw_only=True)
-class KeepInStep:
-    """A trigger that gives new and changed rows the values a backfill gives the old ones."""
-
-    #: Table whose rows are watched.
-    table: TableName
-    #: Column to set -> SQL expression over the new row.
-    assign: Mapping[str, str]
-
-    def __str__(self) -> str:
-        return f"keep {_columns(self.assign)} of {self.table} in step with a trigger"
+from datamig_nb.expressions import Expression, expression_text
+from datamig_nb.names import TableName
+from datamig_nb.steps import Backfill, DataStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,42 +35,8 @@ class CreateEnum:
         return f"create the enum type {self.name} ({', '.join(map(repr, self.labels))})"
 
 
-@dataclass(frozen=True, kw_only=True)
-class RowCheck:
-    """A condition that no row of a table may meet."""
-
-    #: What holds when the check passes, in words.
-    name: str
-    #: Table that is read.
-    table: TableName
-    #: SQL condition, true for a failing row.
-    failing: str
-    #: True: checked before the first write.  False: checked after the data steps.
-    before: bool = False
-
-    def __str__(self) -> str:
-        return f"check {'first' if self.before else 'that'}: {self.name}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class QueryCheck:
-    """A query that may return no row."""
-
-    #: What holds when the check passes, in words.
-    name: str
-    #: SELECT that returns the failing rows, their keys first.
-    failing: str
-    #: True: checked before the first write.  False: checked after the data steps.
-    before: bool = False
-
-    def __str__(self) -> str:
-        return f"check {'first' if self.before else 'that'}: {self.name}"
-
-
-Check: TypeAlias = RowCheck | QueryCheck
-DataStep: TypeAlias = Backfill | KeepInStep | CreateEnum | RowCheck | QueryCheck
 SchemaStep: TypeAlias = ops.AddColumnOp | ops.AlterColumnOp | ops.CreateCheckConstraintOp
-Step: TypeAlias = SchemaStep | DataStep
+Step: TypeAlias = SchemaStep | CreateEnum | DataStep | RowCheck | QueryCheck | Unchanged
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -285,174 +212,3 @@ def create_enum(name: str, *labels: str) -> CreateEnum:
                 f"the label {label!r} of enum {name!r} has more than 63 bytes", "shorten it"
             )
     return CreateEnum(name=TableName.parse(name), labels=labels)
-
-
-# ---------------------------------------------------------------- data steps
-
-
-def backfill(
-    table: str, assign: Mapping[str, Expression], *, where: Expression | None = None
-) -> Backfill:
-    """Set columns of existing rows, in batches by key, each batch its own transaction.
-
-    Parameters
-    ----------
-    assign
-        Column -> SQL expression over the row, text or SQLAlchemy element.  All expressions see
-        the row as it was before.  A row that has the values already is not written.
-    where
-        SQL condition over the row; rows that do not meet it are left alone.
-    """
-    return Backfill(
-        table=TableName.parse(table),
-        assign=_expressions("backfill", assign),
-        where=None if where is None else expression_text(where),
-    )
-
-
-def keep_in_step(table: str, assign: Mapping[str, Expression]) -> KeepInStep:
-    """Give rows that are written from now on their values by a trigger.
-
-    An INSERT that leaves all the columns NULL gets them computed; so does an UPDATE of a column
-    that the expressions read, unless it sets one of the columns itself.
-    """
-    return KeepInStep(table=TableName.parse(table), assign=_expressions("keep_in_step", assign))
-
-
-# ---------------------------------------------------------------- checks
-
-
-def check(name: str, failing: str, *, before: bool = False) -> QueryCheck:
-    """A check of your own: ``failing`` is a SELECT of the failing rows, their keys first."""
-    return QueryCheck(name=name, failing=expression_text(failing).rstrip("; \n"), before=before)
-
-
-def rows_check(name: str, table: str, failing: Expression, *, before: bool = False) -> RowCheck:
-    """A check over the rows of one table: ``failing`` is a condition, true for a failing row.
-
-    Checks of this kind over the same table are answered together, in one pass.
-    """
-    return RowCheck(
-        name=name,
-        table=TableName.parse(table),
-        failing=expression_text(failing),
-        before=before,
-    )
-
-
-def no_nulls(table: str, *columns: str) -> RowCheck:
-    """No row has NULL in one of the columns."""
-    return rows_check(
-        f"{_columns(columns)} of {table} without NULL",
-        table,
-        " OR ".join(f"{quote(column)} IS NULL" for column in columns),
-    )
-
-
-def allowed_values(table: str, column: str, values: Iterable[str]) -> RowCheck:
-    """A column holds only these values, or NULL."""
-    allowed = ", ".join(literal(value) for value in values)
-    if not allowed:
-        raise MigrationError(f"no value of {column!r} is allowed", "name at least one")
-    return rows_check(
-        f"{column} of {table} holds only {allowed}",
-        table,
-        f"{quote(column)}::text NOT IN ({allowed})",
-    )
-
-
-def matches(
-    table: str, column: str, expression: Expression, *, where: Expression | None = None
-) -> RowCheck:
-    """A column equals an expression, NULL included; best written another way than the backfill."""
-    differs = f"{quote(column)} IS DISTINCT FROM ({expression_text(expression)})"
-    if where is not None:
-        differs = f"({expression_text(where)}) AND {differs}"
-    return rows_check(f"{column} of {table} is what its source says", table, differs)
-
-
-def unique(table: str, *columns: str) -> QueryCheck:
-    """No two rows have the same values in the columns; NULL equals nothing."""
-    name = TableName.parse(table)
-    names = ", ".join(quote(column) for column in columns)
-    present = " AND ".join(f"{quote(column)} IS NOT NULL" for column in columns)
-    return check(
-        f"{_columns(columns)} of {table} unique",
-        f"SELECT {names}, count(*) AS times FROM {name.sql}\n"
-        f" WHERE {present} GROUP BY {names} HAVING count(*) > 1 ORDER BY {names}",
-    )
-
-
-def no_orphans(table: str, column: str, parent: str, parent_column: str) -> RowCheck:
-    """Every value of a column, NULL aside, is found in the parent table."""
-    child, above = TableName.parse(table), TableName.parse(parent)
-    return rows_check(
-        f"{column} of {table} found in {parent}",
-        table,
-        f"{quote(column)} IS NOT NULL AND NOT EXISTS (SELECT FROM {above.sql} AS parent"
-        f" WHERE parent.{quote(parent_column)} = {quote(child.name)}.{quote(column)})",
-    )
-
-
-# ---------------------------------------------------------------- text
-
-
-def expression_text(expression: Expression) -> str:
-    """The expression as SQL text, values as literals.
-
-    Raises
-    ------
-    MigrationError
-        If it is empty, holds a mark that rendered statements use, or is an element that has no
-        text of its own.
-    """
-    text = expression.strip() if isinstance(expression, str) else _compiled(expression)
-    if not text:
-        raise MigrationError("an expression is empty", "write SQL over the columns of the row")
-    for mark in _MARKS:
-        if mark in text:
-            raise MigrationError(
-                f"the expression {text!r} holds {mark!r}, which rendered statements use themselves",
-                "write it otherwise",
-            )
-    return text
-
-
-def _compiled(element: sa.ColumnElement[Any]) -> str:
-    for part in visitors.iterate(element):
-        if isinstance(part, sa.BindParameter) and part.required:
-            raise MigrationError(
-                f"the expression {str(element)!r} has no value for :{part.key}",
-                r"give it a value, or write a colon that is none of SQLAlchemy's as '\:'",
-            )
-        if isinstance(part, sa.SelectBase):
-            raise MigrationError(
-                "a SQLAlchemy element with a subquery would lose the names of its tables",
-                "write the expression as text",
-            )
-    # paramstyle "named" leaves % alone, which other styles double.
-    dialect = postgresql.dialect(paramstyle="named")
-    # SQLAlchemy 2.0 doubles backslashes until it has asked a server whether it should.
-    dialect._backslash_escapes = False  # pyright: ignore[reportPrivateUsage]
-    try:
-        compiled = element.compile(
-            dialect=dialect, compile_kwargs={"literal_binds": True, "include_table": False}
-        )
-    except CompileError as error:
-        raise MigrationError(
-            f"the expression cannot be written as text: {error.args[0]}", "write it as text"
-        ) from error
-    return str(compiled)
-
-
-def _expressions(step: str, assign: Mapping[str, Expression]) -> Mapping[str, str]:
-    if not assign:
-        raise MigrationError(f"{step}() sets no column", "give {column: expression}")
-    return MappingProxyType({column: expression_text(text) for column, text in assign.items()})
-
-
-def _columns(columns: Collection[str]) -> str:
-    if not columns:
-        raise MigrationError("no column is named", "name at least one")
-    *most, last = columns
-    return f"{', '.join(most)} and {last}" if most else last

@@ -27,8 +27,8 @@ from datamig_nb.errors import (
     UnknownColumnError,
     UnknownTableError,
 )
-from datamig_nb.migration import Backfill
 from datamig_nb.server import ensure_server
+from datamig_nb.steps import Backfill
 from tests.scratch import query, session
 from tests.second_server import running
 

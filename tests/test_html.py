@@ -12,17 +12,10 @@ import pytest
 import sqlalchemy as sa
 
 from datamig_nb import display, html
+from datamig_nb.checks import check, no_nulls
 from datamig_nb.display import Shown, to_html
 from datamig_nb.export import Export
-from datamig_nb.migration import (
-    Migration,
-    add_column,
-    backfill,
-    check,
-    create_enum,
-    keep_in_step,
-    no_nulls,
-)
+from datamig_nb.migration import Migration, add_column, create_enum
 from datamig_nb.preview import BackfillPreview, Hazard, MapRow, Preview, SampleRow
 from datamig_nb.profile import (
     Alert,
@@ -34,6 +27,7 @@ from datamig_nb.profile import (
 )
 from datamig_nb.rehearse import Rehearsal, Stage
 from datamig_nb.render import Revision
+from datamig_nb.steps import backfill, keep_in_step
 from datamig_nb.validate import CheckResult, ValidationReport
 
 #: A name, a value or a piece of SQL that would be markup, an attribute or a template's code.

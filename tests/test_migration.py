@@ -14,32 +14,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy.dialects import postgresql
 
-from datamig_nb.database import Database
-from datamig_nb.errors import MigrationError
-from datamig_nb.migration import (
-    Backfill,
-    CreateEnum,
-    KeepInStep,
-    Migration,
+from datamig_nb.checks import (
     QueryCheck,
     RowCheck,
-    add_column,
-    added_columns,
     allowed_values,
-    alter_column,
-    backfill,
     check,
-    create_check_constraint,
-    create_enum,
-    expression_text,
-    keep_in_step,
     matches,
     no_nulls,
     no_orphans,
     rows_check,
     unique,
 )
+from datamig_nb.database import Database
+from datamig_nb.errors import MigrationError
+from datamig_nb.expressions import expression_text
+from datamig_nb.migration import (
+    CreateEnum,
+    Migration,
+    add_column,
+    added_columns,
+    alter_column,
+    create_check_constraint,
+    create_enum,
+)
 from datamig_nb.names import TableName
+from datamig_nb.steps import Backfill, KeepInStep, backfill, keep_in_step
 
 few = settings(max_examples=50, derandomize=True, deadline=None, database=None)
 

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from sqlalchemy.dialects import postgresql
 
 from datamig_nb import inlined
+from datamig_nb.checks import check, no_nulls, rows_check
 from datamig_nb.database import Database, run
 from datamig_nb.errors import (
     AlembicProjectError,
@@ -40,18 +41,14 @@ from datamig_nb.migration import (
     Step,
     add_column,
     alter_column,
-    backfill,
-    check,
     create_check_constraint,
     create_enum,
-    keep_in_step,
-    no_nulls,
-    rows_check,
 )
 from datamig_nb.names import literal
 from datamig_nb.patterns import map_values, split_column
 from datamig_nb.project import Project, create_project
 from datamig_nb.render import EVIDENCE_MARK, digest, render
+from datamig_nb.steps import backfill, keep_in_step
 
 ROOT = Path(__file__).parent.parent
 EXPECTED = ROOT / "tests" / "expected"
