@@ -65,7 +65,9 @@ def check(name: str, failing: str, *, before: bool = False) -> QueryCheck:
     return QueryCheck(name=name, failing=expression_text(failing).rstrip("; \n"), before=before)
 
 
-def rows_check(name: str, table: str, failing: Expression, *, before: bool = False) -> RowCheck:
+def rows_check(
+    name: str, table: str | TableName, failing: Expression, *, before: bool = False
+) -> RowCheck:
     """A check over the rows of one table: ``failing`` is a condition, true for a failing row.
 
     Checks of this kind over the same table are answered together, in one pass.
@@ -78,7 +80,7 @@ def rows_check(name: str, table: str, failing: Expression, *, before: bool = Fal
     )
 
 
-def no_nulls(table: str, *columns: str) -> RowCheck:
+def no_nulls(table: str | TableName, *columns: str) -> RowCheck:
     """No row has NULL in one of the columns."""
     return rows_check(
         f"{listed(columns)} of {table} without NULL",
@@ -87,7 +89,7 @@ def no_nulls(table: str, *columns: str) -> RowCheck:
     )
 
 
-def allowed_values(table: str, column: str, values: Iterable[str]) -> RowCheck:
+def allowed_values(table: str | TableName, column: str, values: Iterable[str]) -> RowCheck:
     """A column holds only these values, or NULL."""
     allowed = ", ".join(literal(value) for value in values)
     if not allowed:
@@ -100,7 +102,7 @@ def allowed_values(table: str, column: str, values: Iterable[str]) -> RowCheck:
 
 
 def matches(
-    table: str, column: str, expression: Expression, *, where: Expression | None = None
+    table: str | TableName, column: str, expression: Expression, *, where: Expression | None = None
 ) -> RowCheck:
     """A column equals an expression, NULL included; best written another way than the backfill."""
     differs = f"{quote(column)} IS DISTINCT FROM ({expression_text(expression)})"

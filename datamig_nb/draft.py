@@ -12,7 +12,7 @@ from alembic.runtime.migration import MigrationContext
 
 from datamig_nb import inlined, statements, walks
 from datamig_nb.catalog import Catalog
-from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
+from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged, rows_check
 from datamig_nb.errors import MissingKeyError
 from datamig_nb.migration import CreateEnum, Migration, Step
 from datamig_nb.names import TableName, literal, quote
@@ -150,9 +150,13 @@ class Draft:
             case ops.AlterColumnOp(table_name=table, column_name=column, schema=schema):
                 return _set_not_null(TableName(schema, table).sql, column)
             case ops.CreateCheckConstraintOp(table_name=table, schema=schema):
-                return _add_check(
-                    TableName(schema, table).sql, str(step.constraint_name), str(step.condition)
-                )
+                name, condition = str(step.constraint_name), str(step.condition)
+                failing = f"NOT ({condition})"
+                check = rows_check(f"{name} holds", TableName(schema, table), failing)
+                return [
+                    f"require({self.check(*self._failing(check))})",
+                    *_add_check(TableName(schema, table).sql, name, condition),
+                ]
             case ops.AddColumnOp():
                 return [_step(_ddl(step))]
             case Backfill():

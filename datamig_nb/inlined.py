@@ -29,6 +29,7 @@ LEAST_BATCH_ROWS = 100
 MOST_BATCH_ROWS = 50_000
 ALONE_SECONDS = 0.5  # what a batch should take while nobody else writes to the table
 SHARED_SECONDS = 0.02  # and what while somebody does, who would have to wait for it
+STRETCH_SECONDS = 0.2  # of batches, before the client looks again whether it is still wanted
 PASSES = 6  # of a woven walk over each window of pages
 WINDOW_PAGES = 3_000
 
@@ -62,12 +63,10 @@ def own_commits() -> Generator[None]:
         reason = str(cause.orig).splitlines()[0]
         if f"{revision} " in reason:  # said by one of our own statements
             raise RuntimeError(reason[reason.index(f"{revision} ") :]) from cause
-        if isinstance(error, PendingRollbackError):
-            raise RuntimeError(
-                f"{revision} lost its connection: {reason}; run Alembic again, it goes on where"
-                " it was"
-            ) from cause
-        raise
+        lost = "lost its connection" if isinstance(error, PendingRollbackError) else "stopped"
+        raise RuntimeError(
+            f"{revision} {lost}: {reason}; run Alembic again, it goes on where it was"
+        ) from cause
 
 
 def preflight(way: str, *checks: str) -> None:
@@ -119,12 +118,13 @@ $datamig$""")
 
 def finish() -> None:
     """Note that every step of the upgrade is done."""
+    execute(f"DELETE FROM datamig.run WHERE (revision, step) = ('{revision}', 'downgrade')")
     execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE revision = '{revision}'")
 
 
 def forget() -> None:
-    """Remove what was noted of this revision, so that it can start afresh."""
-    execute(f"DELETE FROM datamig.run WHERE revision = '{revision}'")
+    """Remove what was noted of the upgrade, so that it can start afresh."""
+    execute(f"DELETE FROM datamig.run WHERE revision = '{revision}' AND step <> 'downgrade'")
 
 
 def step(statement: str) -> None:
@@ -134,15 +134,11 @@ def step(statement: str) -> None:
         return
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            execute("BEGIN")
-            execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
-            execute(f"SELECT pg_advisory_xact_lock(hashtext('{revision}'))")  # if run twice at once
-            execute(statement)
-            execute("COMMIT")
+            with transaction():
+                execute(f"SELECT pg_advisory_xact_lock(hashtext('{revision}'))")  # if run twice
+                execute(statement)
             return
-        except BaseException as error:
-            if not op.get_bind().invalidated:  # else the connection is gone, and its work with it
-                execute("ROLLBACK")
+        except DBAPIError as error:
             driver = getattr(error, "orig", None)
             state = getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None)
             if state not in ("55P03", "40P01", "40001"):  # no lock to be had, deadlock
@@ -156,6 +152,20 @@ def step(statement: str) -> None:
             wait = random.uniform(0.5, 1.0) * min(10.0, 0.1 * 2**attempt)
             log.warning("%s, attempt %d, again in %.1f s", reason, attempt, wait)
             time.sleep(wait)
+
+
+@contextmanager
+def transaction() -> Generator[None]:
+    """BEGIN and COMMIT by hand: inside autocommit_block() the driver sends neither."""
+    execute("BEGIN")
+    try:
+        execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+        yield
+    except BaseException:
+        if not op.get_bind().invalidated:  # else the connection is gone, and its work with it
+            execute("ROLLBACK")
+        raise
+    execute("COMMIT")
 
 
 # ---------------------------------------------------------------- batches
@@ -175,10 +185,13 @@ ON CONFLICT (revision, step, part) DO UPDATE SET retries = 0, rounds = 0, error 
         stopped = f"SELECT error FROM datamig.run WHERE {this_run(name)} AND status <> 'succeeded'"
         require(f"-- {name}: done\n{stopped}")
         return
+    shown, note = time.monotonic(), None
     while True:
-        execute(walk(name, "clock_timestamp() + interval '2 seconds'"))
-        run = execute(f"SELECT *, {PROGRESS} WHERE {this_run(name)}").one()
-        log.info("%s: %s, %s", name, run.status, run.progress)
+        execute(walk(name, f"clock_timestamp() + interval '{STRETCH_SECONDS} seconds'"))
+        run = execute(f"SELECT status, error, note, {PROGRESS} WHERE {this_run(name)}").one()
+        if run.status != "running" or run.note != note or time.monotonic() - shown > 2:
+            shown, note = time.monotonic(), run.note
+            log.info("%s: %s, %s", name, run.status, run.progress)
         if run.status == "succeeded":
             return
         if run.status not in ("running", "paused"):
@@ -199,7 +212,8 @@ CREATE TABLE IF NOT EXISTS datamig.run (
     status text NOT NULL DEFAULT 'running',  -- paused, cancelled, failed, succeeded
     heap text, relation text, key text[], work text, remaining text, woven text,
     hold text, rest_share float8 NOT NULL DEFAULT 0, quarantine_rows bigint NOT NULL DEFAULT 0,
-    role text NOT NULL DEFAULT 'origin', walked_by text[], passes integer, page_rows float8, tables oid[],
+    role text NOT NULL DEFAULT 'origin', tables oid[],
+    walked_by text[], passes integer, page_rows float8,
     cursor text, stop text, page_window float8 NOT NULL DEFAULT 0, pass integer NOT NULL DEFAULT 0,
     rounds integer NOT NULL DEFAULT 0, suspects bigint NOT NULL DEFAULT 0,
     retries integer NOT NULL DEFAULT 0, rest float8 NOT NULL DEFAULT 0, total bigint,
@@ -236,7 +250,8 @@ PROGRESS = """
 # Toward the time that a batch should take: half as many rows again at most, down at once.
 NEXT_BATCH_ROWS = f"""
             greatest({LEAST_BATCH_ROWS}, least({MOST_BATCH_ROWS}, batch_rows * least(1.5,
-            CASE WHEN busy THEN {SHARED_SECONDS} ELSE {ALONE_SECONDS} END / seconds)))::integer"""
+            CASE WHEN busy THEN {SHARED_SECONDS} ELSE {ALONE_SECONDS} END
+            / greatest(seconds, 0.0001))))::integer"""
 
 
 def walk(name: str, until: str) -> str:
@@ -314,7 +329,9 @@ LOOP
 
         -- What is still to be walked: all up to the end, or this pass of a window up to its end.
         ending := run.stop;
-        last_page := CASE WHEN run.walked_by = '{{ctid}}' THEN (btrim(run.stop, '''')::point)[0] END;
+        IF run.walked_by = '{{ctid}}' THEN
+            last_page := (btrim(run.stop, '''')::point)[0];
+        END IF;
         IF run.passes > 1 THEN
             last_page := least(last_page, run.page_window + {WINDOW_PAGES});
             ending := quote_literal(format('(%s,0)', last_page));
@@ -412,8 +429,9 @@ LOOP
         END IF;
     END batch;
     UPDATE datamig.run AS r
-       SET status = run.status, walked_by = run.walked_by, passes = run.passes, page_rows = run.page_rows,
-           tables = run.tables, total = run.total, cursor = run.cursor, stop = run.stop,
+       SET status = run.status, walked_by = run.walked_by, passes = run.passes,
+           page_rows = run.page_rows, tables = run.tables, total = run.total,
+           cursor = run.cursor, stop = run.stop,
            page_window = run.page_window, pass = run.pass, rounds = run.rounds,
            suspects = run.suspects, retries = run.retries, rest = run.rest, scanned = run.scanned,
            changed = run.changed, batches = run.batches, batch_rows = run.batch_rows,
@@ -421,7 +439,7 @@ LOOP
            heartbeat_at = clock_timestamp()
      WHERE (r.revision, r.step, r.part) = (run.revision, run.step, run.part);
     COMMIT;
-    EXIT WHEN run.status NOT IN ('running', 'paused') OR clock_timestamp() > {until};
+    EXIT WHEN run.status NOT IN ('running', 'paused') OR clock_timestamp() >= {until};
     PERFORM pg_sleep(run.rest);
 END LOOP;
 END

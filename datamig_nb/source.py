@@ -99,6 +99,9 @@ def _laid_out(node: ast.expr, indent: int, before: int, after: int = 0) -> str:
             items = [("", element) for element in elements]
         case _:
             return line
+    together = ", ".join(f"{name}{_one_line(value)}" for name, value in items)
+    if len(inner) + len(together) <= WIDTH and line[0] not in "([":
+        return f"{opened}\n{inner}{together}\n{' ' * indent}{closed}"
     listed = "".join(
         f"{inner}{name}{_laid_out(value, indent + 4, len(name), 1)},\n" for name, value in items
     )

@@ -85,7 +85,7 @@ def _conditions(*conditions: str | None) -> str:
 
 
 def _parenthesised(condition: str | None) -> str | None:
-    return None if condition is None else f"({condition})"
+    return None if condition is None else f"({indent(condition, 1)})"
 
 
 def update_batch(backfill: Backfill, expressions: Mapping[str, str], guard: str | None) -> str:

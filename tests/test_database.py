@@ -473,7 +473,7 @@ def test_a_table_is_described_as_the_catalog_has_it(database: Database) -> None:
         column("code", "character(8)", 8),
         column("plain", "character varying"),
         column("price", "numeric(10,2)"),
-        column("doubled", "numeric", generated=True),
+        column("doubled", "numeric", generated=True, computed=True),
         column("number", "integer", not_null=True),
         column("at", "timestamp(3) with time zone"),
         column("tags", "text[]"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamig_nb import preview_sql
+from datamig_nb import preview_sql, statements
 from datamig_nb.checks import check, rows_check
 from datamig_nb.database import Column, ForeignKey, Table
 from datamig_nb.names import TableName
@@ -32,7 +32,11 @@ STATE = backfill('guide."user"', {"State": "lower(status)"}, where="a OR\nb")
 
 
 def test_batch_updates_only_rows_that_differ() -> None:
-    assert statements.update_batch(SPLIT, NAMES, "(first_name, last_name) IS DISTINCT FROM (split_part(full_name, ' ', 1), nullif(substr(full_name, 5), ''))") == (
+    assert statements.update_batch(
+        SPLIT,
+        NAMES,
+        statements.differ(list(NAMES), list(NAMES.values())),
+    ) == (
         "UPDATE players.player\n"
         "   SET first_name = split_part(full_name, ' ', 1),\n"
         "       last_name = split_part(full_name, ' ', 2)\n"
@@ -43,7 +47,9 @@ def test_batch_updates_only_rows_that_differ() -> None:
 
 
 def test_batch_keeps_the_condition_of_the_backfill_together() -> None:
-    assert statements.update_batch(STATE, {"State": "lower(status)"}) == (
+    assert statements.update_batch(
+        STATE, {"State": "lower(status)"}, '"State" IS DISTINCT FROM (lower(status))'
+    ) == (
         'UPDATE guide."user"\n'
         '   SET "State" = lower(status)\n'
         " WHERE {batch}\n"
