@@ -26,6 +26,8 @@ FLOORS = {
     "migration": 2,
     "profile_sql": 2,
     "patterns": 3,
+    "set_aside": 3,
+    "watch": 3,
     "preview_sql": 4,
     "sql": 3,
     "catalog": 5,
