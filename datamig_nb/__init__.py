@@ -1,7 +1,7 @@
 """Data migrations for PostgreSQL, from a messy column to a vetted Alembic revision.
 
 Six verbs, one way through: :func:`profile`, :func:`preview`, :func:`render`, :func:`rehearse`,
-:func:`export`, :func:`validate`.
+:func:`export`, :func:`validate`.  Beside it :func:`runs`, to look at what production does.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ from datamig_nb.profile import TableProfile, profile
 from datamig_nb.project import create_project
 from datamig_nb.rehearse import Rehearsal, rehearse
 from datamig_nb.render import Revision, render
+from datamig_nb.set_aside import SetAside, conflicts, quarantined
 from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step, sql
 from datamig_nb.validate import ValidationReport, validate
+from datamig_nb.watch import Runs, RunState, cancel, pause, resume, runs
 
 __version__ = "0.1.0"
 
@@ -46,6 +48,9 @@ __all__ = [
     "Preview",
     "Rehearsal",
     "Revision",
+    "RunState",
+    "Runs",
+    "SetAside",
     "TableProfile",
     "ValidationReport",
     "add_column",
@@ -53,7 +58,9 @@ __all__ = [
     "alter_column",
     "back_up",
     "backfill",
+    "cancel",
     "check",
+    "conflicts",
     "connect",
     "create_check_constraint",
     "create_enum",
@@ -66,11 +73,15 @@ __all__ = [
     "matches",
     "no_nulls",
     "no_orphans",
+    "pause",
     "preview",
     "profile",
+    "quarantined",
     "rehearse",
     "render",
+    "resume",
     "rows_check",
+    "runs",
     "save_html",
     "split_column",
     "sql",

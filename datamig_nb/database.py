@@ -160,6 +160,27 @@ class Database:
             )
             yield connection
 
+    @contextmanager
+    def writing(self, what: str, *, lock_timeout_seconds: float) -> Generator[sa.Connection]:
+        """A transaction that may write, and waits no longer than that for each lock.
+
+        Parameters
+        ----------
+        what
+            What the transaction is for, in words, for the error message.
+
+        Raises
+        ------
+        PermissionDeniedError, QueryError, ConnectionFailedError
+            In place of whatever the driver raises inside; nothing was written then.
+        """
+        with explained(what, self.url), self.engine.begin() as connection:
+            connection.execute(
+                sa.text("SELECT set_config('lock_timeout', :ms, true)"),
+                {"ms": f"{int(lock_timeout_seconds * 1000)}ms"},
+            )
+            yield connection
+
     def table(self, name: str | TableName) -> Table:
         """What the catalog says of a table.
 
@@ -209,6 +230,12 @@ def connect(url: str | sa.URL | None = None, *, fresh: bool = False) -> Database
 def run(connection: sa.Connection, statement: str) -> sa.CursorResult[*tuple[Any, ...]]:
     """Send a statement as it stands: no bind parameters, so ':' and '%' in it are themselves."""
     return connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+
+
+def is_there(connection: sa.Connection, table: str) -> bool:
+    """Whether there is such a table, named as in SQL."""
+    found = connection.execute(sa.text("SELECT to_regclass(:name)"), {"name": table})
+    return found.scalar_one() is not None
 
 
 def read_table(connection: sa.Connection, name: TableName) -> Table:
@@ -265,6 +292,9 @@ def _ours(what: str, url: sa.URL, error: BaseException | None) -> DatabaseError:
         )
     if state == "57014":
         return QueryError(what, state, reason, "give it longer with timeout_seconds=")
+    if state == "55P03":
+        advice = "find out in pg_stat_activity and pg_locks who holds it, and try again"
+        return QueryError(what, state, reason, advice)
     if state == "25006":
         return QueryError(what, state, reason, "reports only read; change data with a revision")
     if state == "" or state.startswith(("08", "28", "3D", "57P")):

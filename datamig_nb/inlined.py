@@ -49,6 +49,10 @@ def own_commits() -> Generator[None]:
             if op.get_context().as_sql:
                 execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
                 execute("SET client_connection_check_interval = '2s'")  # a killed psql ends the run
+            else:  # a pooler may give each transaction another session: nothing is prepared there
+                driver: Any = op.get_bind().connection.driver_connection
+                if hasattr(driver, "prepare_threshold"):
+                    driver.prepare_threshold = None
             for statement in ("CREATE SCHEMA IF NOT EXISTS datamig", RUN, QUARANTINE):
                 step(statement)
             yield
@@ -218,7 +222,7 @@ CREATE TABLE IF NOT EXISTS datamig.run (
     rounds integer NOT NULL DEFAULT 0, suspects bigint NOT NULL DEFAULT 0,
     retries integer NOT NULL DEFAULT 0, rest float8 NOT NULL DEFAULT 0, total bigint,
     scanned bigint NOT NULL DEFAULT 0, changed bigint NOT NULL DEFAULT 0,
-    batches bigint NOT NULL DEFAULT 0, batch_rows integer, note text, error text,
+    batches bigint NOT NULL DEFAULT 0, batch_rows integer, note text, error text, pid integer,
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(), busy_at timestamptz,
     heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (revision, step, part)
@@ -271,7 +275,8 @@ DECLARE
 BEGIN
 LOOP
     began := clock_timestamp();
-    PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true);
+    PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true),
+            set_config('extra_float_digits', '1', true);  -- keys as text are exact
     SELECT * INTO STRICT run FROM datamig.run WHERE {this_run(name)} FOR UPDATE;
     <<batch>>
     BEGIN
@@ -435,7 +440,7 @@ LOOP
            page_window = run.page_window, pass = run.pass, rounds = run.rounds,
            suspects = run.suspects, retries = run.retries, rest = run.rest, scanned = run.scanned,
            changed = run.changed, batches = run.batches, batch_rows = run.batch_rows,
-           note = run.note, error = run.error, busy_at = run.busy_at,
+           note = run.note, error = run.error, busy_at = run.busy_at, pid = pg_backend_pid(),
            heartbeat_at = clock_timestamp()
      WHERE (r.revision, r.step, r.part) = (run.revision, run.step, run.part);
     COMMIT;

@@ -26,6 +26,8 @@ FLOORS = {
     "expressions": 2,
     "profile_sql": 2,
     "checks": 3,
+    "set_aside": 3,
+    "watch": 3,
     "steps": 3,
     "migration": 4,
     "statements": 4,

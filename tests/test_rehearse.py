@@ -280,7 +280,10 @@ def test_statement_that_fails_is_told_without_its_traceback(
 
     rehearsal = rehearse(shop, broken)
 
-    assert rehearsal.summary == "FAILED at upgrade: {id} stopped: division by zero; run Alembic again, it goes on where it was"
+    assert rehearsal.summary == (
+        f"FAILED at upgrade: {broken.id} stopped: division by zero; run Alembic again, it goes on"
+        " where it was"
+    )
 
 
 def test_file_that_is_no_python_fails_at_upgrade(shop: Database, split: Revision) -> None:

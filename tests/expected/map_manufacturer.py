@@ -1,6 +1,6 @@
 """Map manufacturer of flights.planes to maker.
 
-Revision ID: e71d49e97e2e
+Revision ID: ec1cd73447de
 Revises:
 Create Date: (when it was rendered)
 
@@ -33,7 +33,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
-revision = "e71d49e97e2e"
+revision = "ec1cd73447de"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -53,7 +53,7 @@ WINDOW_PAGES = 3_000
 def upgrade() -> None:
     """Map manufacturer of flights.planes to maker."""
     with own_commits():
-        preflight("upgrade", NO_COLUMN_MAKER_YET, NO_ROW_OF_FLIGHTS_PLANES_IS_HIDDEN_FROM_THIS)
+        preflight("upgrade", NO_COLUMN_MAKER_YET, THIS_SESSION_SEES_EVERY_ROW_AND_READS)
         step("ALTER TABLE flights.planes ADD COLUMN IF NOT EXISTS maker VARCHAR")
         step(TRIGGER_FUNCTION)
         step(TRIGGER)
@@ -73,8 +73,8 @@ def downgrade() -> None:
     """Undo: map manufacturer of flights.planes to maker."""
     with own_commits():
         preflight("downgrade", MAKER_NOT_EDITED_SINCE_THE_UPGRADE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_e71d49e97e2e ON flights.planes")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_e71d49e97e2e()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_ec1cd73447de ON flights.planes")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_ec1cd73447de()")
         step("ALTER TABLE flights.planes DROP COLUMN IF EXISTS maker")
         forget()
 
@@ -96,13 +96,15 @@ SELECT attname FROM pg_attribute
    AND attname IN ('maker') AND NOT attisdropped
 """
 
-NO_ROW_OF_FLIGHTS_PLANES_IS_HIDDEN_FROM_THIS = """
--- no row of flights.planes is hidden from this role by row-level security
-SELECT current_user WHERE row_security_active('flights.planes')
+THIS_SESSION_SEES_EVERY_ROW_AND_READS = """
+-- this session sees every row, and reads literals as the standard says
+SELECT current_user, current_setting('standard_conforming_strings')
+ WHERE row_security_active('flights.planes')
+    OR current_setting('standard_conforming_strings') <> 'on'
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_e71d49e97e2e() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_ec1cd73447de() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -121,9 +123,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_e71d49e97e2e
+CREATE OR REPLACE TRIGGER zz_datamig_ec1cd73447de
 BEFORE INSERT OR UPDATE OF manufacturer ON flights.planes
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_e71d49e97e2e()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_ec1cd73447de()
 """
 
 MAKER_LEFT = f"""
@@ -190,6 +192,10 @@ def own_commits() -> Generator[None]:
             if op.get_context().as_sql:
                 execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
                 execute("SET client_connection_check_interval = '2s'")  # a killed psql ends the run
+            else:  # a pooler may give each transaction another session: nothing is prepared there
+                driver: Any = op.get_bind().connection.driver_connection
+                if hasattr(driver, "prepare_threshold"):
+                    driver.prepare_threshold = None
             for statement in ("CREATE SCHEMA IF NOT EXISTS datamig", RUN, QUARANTINE):
                 step(statement)
             yield
@@ -348,7 +354,7 @@ CREATE TABLE IF NOT EXISTS datamig.run (
     rounds integer NOT NULL DEFAULT 0, suspects bigint NOT NULL DEFAULT 0,
     retries integer NOT NULL DEFAULT 0, rest float8 NOT NULL DEFAULT 0, total bigint,
     scanned bigint NOT NULL DEFAULT 0, changed bigint NOT NULL DEFAULT 0,
-    batches bigint NOT NULL DEFAULT 0, batch_rows integer, note text, error text,
+    batches bigint NOT NULL DEFAULT 0, batch_rows integer, note text, error text, pid integer,
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(), busy_at timestamptz,
     heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (revision, step, part)
@@ -397,7 +403,8 @@ DECLARE
 BEGIN
 LOOP
     began := clock_timestamp();
-    PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true);
+    PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true),
+            set_config('extra_float_digits', '1', true);  -- keys as text are exact
     SELECT * INTO STRICT run FROM datamig.run WHERE {this_run(name)} FOR UPDATE;
     <<batch>>
     BEGIN
@@ -561,7 +568,7 @@ LOOP
            page_window = run.page_window, pass = run.pass, rounds = run.rounds,
            suspects = run.suspects, retries = run.retries, rest = run.rest, scanned = run.scanned,
            changed = run.changed, batches = run.batches, batch_rows = run.batch_rows,
-           note = run.note, error = run.error, busy_at = run.busy_at,
+           note = run.note, error = run.error, busy_at = run.busy_at, pid = pg_backend_pid(),
            heartbeat_at = clock_timestamp()
      WHERE (r.revision, r.step, r.part) = (run.revision, run.step, run.part);
     COMMIT;

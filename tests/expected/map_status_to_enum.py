@@ -1,6 +1,6 @@
 """Map status of guide.user to state.
 
-Revision ID: a93b9410c6d5
+Revision ID: 46179a6ff26e
 Revises:
 Create Date: (when it was rendered)
 
@@ -42,7 +42,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
-revision = "a93b9410c6d5"
+revision = "46179a6ff26e"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -68,7 +68,7 @@ def upgrade() -> None:
             NO_TYPE_GUIDE_USER_STATE_YET,
             EVERY_STATUS_OF_GUIDE_USER_HAS_A_NEW_VALUE,
             NO_STATE_BECOMES_NULL,
-            NO_ROW_OF_GUIDE_USER_IS_HIDDEN_FROM_THIS_ROLE,
+            THIS_SESSION_SEES_EVERY_ROW_AND_READS,
         )
         step(TYPE_USER_STATE)
         step('ALTER TABLE guide."user" ADD COLUMN IF NOT EXISTS state guide.user_state')
@@ -94,8 +94,8 @@ def downgrade() -> None:
     """Undo: map status of guide.user to state."""
     with own_commits():
         preflight("downgrade", STATE_NOT_EDITED_SINCE_THE_UPGRADE)
-        step('DROP TRIGGER IF EXISTS zz_datamig_a93b9410c6d5 ON guide."user"')
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_a93b9410c6d5()")
+        step('DROP TRIGGER IF EXISTS zz_datamig_46179a6ff26e ON guide."user"')
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_46179a6ff26e()")
         step('ALTER TABLE guide."user" DROP COLUMN IF EXISTS state')
         step("DROP TYPE IF EXISTS guide.user_state")
         forget()
@@ -147,9 +147,11 @@ SELECT id FROM guide."user"
  ORDER BY id
 """
 
-NO_ROW_OF_GUIDE_USER_IS_HIDDEN_FROM_THIS_ROLE = """
--- no row of guide.user is hidden from this role by row-level security
-SELECT current_user WHERE row_security_active('guide."user"')
+THIS_SESSION_SEES_EVERY_ROW_AND_READS = """
+-- this session sees every row, and reads literals as the standard says
+SELECT current_user, current_setting('standard_conforming_strings')
+ WHERE row_security_active('guide."user"')
+    OR current_setting('standard_conforming_strings') <> 'on'
 """
 
 TYPE_USER_STATE = """
@@ -163,7 +165,7 @@ $datamig$
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_a93b9410c6d5() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_46179a6ff26e() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -182,9 +184,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_a93b9410c6d5
+CREATE OR REPLACE TRIGGER zz_datamig_46179a6ff26e
 BEFORE INSERT OR UPDATE OF status ON guide."user"
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_a93b9410c6d5()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_46179a6ff26e()
 """
 
 STATE_LEFT = f"""
@@ -265,6 +267,10 @@ def own_commits() -> Generator[None]:
             if op.get_context().as_sql:
                 execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
                 execute("SET client_connection_check_interval = '2s'")  # a killed psql ends the run
+            else:  # a pooler may give each transaction another session: nothing is prepared there
+                driver: Any = op.get_bind().connection.driver_connection
+                if hasattr(driver, "prepare_threshold"):
+                    driver.prepare_threshold = None
             for statement in ("CREATE SCHEMA IF NOT EXISTS datamig", RUN, QUARANTINE):
                 step(statement)
             yield
@@ -423,7 +429,7 @@ CREATE TABLE IF NOT EXISTS datamig.run (
     rounds integer NOT NULL DEFAULT 0, suspects bigint NOT NULL DEFAULT 0,
     retries integer NOT NULL DEFAULT 0, rest float8 NOT NULL DEFAULT 0, total bigint,
     scanned bigint NOT NULL DEFAULT 0, changed bigint NOT NULL DEFAULT 0,
-    batches bigint NOT NULL DEFAULT 0, batch_rows integer, note text, error text,
+    batches bigint NOT NULL DEFAULT 0, batch_rows integer, note text, error text, pid integer,
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(), busy_at timestamptz,
     heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (revision, step, part)
@@ -472,7 +478,8 @@ DECLARE
 BEGIN
 LOOP
     began := clock_timestamp();
-    PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true);
+    PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true),
+            set_config('extra_float_digits', '1', true);  -- keys as text are exact
     SELECT * INTO STRICT run FROM datamig.run WHERE {this_run(name)} FOR UPDATE;
     <<batch>>
     BEGIN
@@ -636,7 +643,7 @@ LOOP
            page_window = run.page_window, pass = run.pass, rounds = run.rounds,
            suspects = run.suspects, retries = run.retries, rest = run.rest, scanned = run.scanned,
            changed = run.changed, batches = run.batches, batch_rows = run.batch_rows,
-           note = run.note, error = run.error, busy_at = run.busy_at,
+           note = run.note, error = run.error, busy_at = run.busy_at, pid = pg_backend_pid(),
            heartbeat_at = clock_timestamp()
      WHERE (r.revision, r.step, r.part) = (run.revision, run.step, run.part);
     COMMIT;

@@ -1,6 +1,6 @@
 """Split full_name of players.player into first_name and last_name.
 
-Revision ID: 1c8dae8492c3
+Revision ID: 4af33c071d14
 Revises:
 Create Date: (when it was rendered)
 
@@ -39,7 +39,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
-revision = "1c8dae8492c3"
+revision = "4af33c071d14"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -65,7 +65,7 @@ def upgrade() -> None:
             EVERY_FIRST_NAME_FITS_INTO_50_CHARACTERS,
             NO_FIRST_NAME_BECOMES_NULL,
             EVERY_LAST_NAME_FITS_INTO_50_CHARACTERS,
-            NO_ROW_OF_PLAYERS_PLAYER_IS_HIDDEN_FROM_THIS,
+            THIS_SESSION_SEES_EVERY_ROW_AND_READS,
         )
         step("ALTER TABLE players.player ADD COLUMN IF NOT EXISTS first_name VARCHAR(50)")
         step("ALTER TABLE players.player ADD COLUMN IF NOT EXISTS last_name VARCHAR(50)")
@@ -96,8 +96,8 @@ def downgrade() -> None:
     """Undo: split full_name of players.player into first_name and last_name."""
     with own_commits():
         preflight("downgrade", FIRST_NAME_AND_LAST_NAME_NOT_EDITED_SINCE_THE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_1c8dae8492c3 ON players.player")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_1c8dae8492c3()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_4af33c071d14 ON players.player")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_4af33c071d14()")
         step("ALTER TABLE players.player DROP COLUMN IF EXISTS last_name")
         step("ALTER TABLE players.player DROP COLUMN IF EXISTS first_name")
         forget()
@@ -143,13 +143,15 @@ SELECT id FROM players.player
  ORDER BY id
 """
 
-NO_ROW_OF_PLAYERS_PLAYER_IS_HIDDEN_FROM_THIS = """
--- no row of players.player is hidden from this role by row-level security
-SELECT current_user WHERE row_security_active('players.player')
+THIS_SESSION_SEES_EVERY_ROW_AND_READS = """
+-- this session sees every row, and reads literals as the standard says
+SELECT current_user, current_setting('standard_conforming_strings')
+ WHERE row_security_active('players.player')
+    OR current_setting('standard_conforming_strings') <> 'on'
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_1c8dae8492c3() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_4af33c071d14() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -169,9 +171,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_1c8dae8492c3
+CREATE OR REPLACE TRIGGER zz_datamig_4af33c071d14
 BEFORE INSERT OR UPDATE OF full_name ON players.player
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_1c8dae8492c3()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_4af33c071d14()
 """
 
 FIRST_NAME_LAST_NAME_LEFT = f"""
@@ -240,6 +242,10 @@ def own_commits() -> Generator[None]:
             if op.get_context().as_sql:
                 execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
                 execute("SET client_connection_check_interval = '2s'")  # a killed psql ends the run
+            else:  # a pooler may give each transaction another session: nothing is prepared there
+                driver: Any = op.get_bind().connection.driver_connection
+                if hasattr(driver, "prepare_threshold"):
+                    driver.prepare_threshold = None
             for statement in ("CREATE SCHEMA IF NOT EXISTS datamig", RUN, QUARANTINE):
                 step(statement)
             yield
@@ -398,7 +404,7 @@ CREATE TABLE IF NOT EXISTS datamig.run (
     rounds integer NOT NULL DEFAULT 0, suspects bigint NOT NULL DEFAULT 0,
     retries integer NOT NULL DEFAULT 0, rest float8 NOT NULL DEFAULT 0, total bigint,
     scanned bigint NOT NULL DEFAULT 0, changed bigint NOT NULL DEFAULT 0,
-    batches bigint NOT NULL DEFAULT 0, batch_rows integer, note text, error text,
+    batches bigint NOT NULL DEFAULT 0, batch_rows integer, note text, error text, pid integer,
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(), busy_at timestamptz,
     heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (revision, step, part)
@@ -447,7 +453,8 @@ DECLARE
 BEGIN
 LOOP
     began := clock_timestamp();
-    PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true);
+    PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true),
+            set_config('extra_float_digits', '1', true);  -- keys as text are exact
     SELECT * INTO STRICT run FROM datamig.run WHERE {this_run(name)} FOR UPDATE;
     <<batch>>
     BEGIN
@@ -611,7 +618,7 @@ LOOP
            page_window = run.page_window, pass = run.pass, rounds = run.rounds,
            suspects = run.suspects, retries = run.retries, rest = run.rest, scanned = run.scanned,
            changed = run.changed, batches = run.batches, batch_rows = run.batch_rows,
-           note = run.note, error = run.error, busy_at = run.busy_at,
+           note = run.note, error = run.error, busy_at = run.busy_at, pid = pg_backend_pid(),
            heartbeat_at = clock_timestamp()
      WHERE (r.revision, r.step, r.part) = (run.revision, run.step, run.part);
     COMMIT;
