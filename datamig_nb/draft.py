@@ -203,6 +203,8 @@ class Draft:
             more["remaining"] = left
         if plan.woven is not None and not kept:
             more["woven"] = _text(plan.woven)
+            if step.walk.connections > 1:
+                more["connections"] = str(step.walk.connections)
         return [
             *lines,
             self._run(
@@ -232,7 +234,8 @@ class Draft:
         keys = one_line(repr(tuple(key)))
         arguments = [_text(name), _text(table.sql), keys, work]
         arguments += [f"{option}={value}" for option, value in more.items()]
-        return f"run_batches({', '.join(arguments)})"
+        function = "run_in_parallel" if "connections" in more else "run_batches"
+        return f"{function}({', '.join(arguments)})"
 
     def _hold(self, step: Backfill | InsertRows | DeleteRows) -> str | None:
         if not step.walk.hold_on:

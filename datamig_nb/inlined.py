@@ -11,10 +11,13 @@ import logging
 import random
 import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from threading import Event
 from typing import Any
 
 from alembic import op
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 revision = "inlined"
@@ -177,22 +180,61 @@ def transaction() -> Generator[None]:
 
 def run_batches(name: str, table: str, key: tuple[str, ...], work: str, **more: object) -> None:
     """Walk a table batch by batch; where an earlier run stopped, its row of datamig.run knows."""
-    given = {"heap": table, "relation": table, "work": work, **more}
+    begin(name, 1, table, key, work=work, **more)
+    go_on(name, 1)
+
+
+def run_in_parallel(
+    name: str, table: str, key: tuple[str, ...], work: str, connections: int, **more: object
+) -> None:
+    """Walk parts of a table's pages at once; what another connection left, this one does."""
+    look_back = {"remaining": more.pop("remaining"), "cursor": "(0,0)", "stop": "(0,0)"}
+    parts, ended = range(1, connections + 1), Event()
+    for part in parts:
+        begin(name, part, table, key, work=work, connections=connections, **more)
+
+    def help_out(part: int, engine: Engine) -> None:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as other:
+            go_on(name, part, other, ended)
+
+    with ThreadPoolExecutor() as pool:
+        try:
+            if not op.get_context().as_sql and not op.get_bind().dialect.is_async:
+                for part in parts[1:]:
+                    pool.submit(help_out, part, op.get_bind().engine)
+            go_on(name, 1)
+        finally:
+            ended.set()
+    for part in parts[1:]:
+        go_on(name, part)
+    begin(name, connections + 1, table, key, work=work, **look_back)
+    go_on(name, connections + 1)
+
+
+def begin(name: str, part: int, table: str, key: tuple[str, ...], **given: object) -> None:
+    """Note what is to be done; what an earlier run noted of its progress stays."""
+    given = {"heap": table, "relation": table, **given}
     execute(f"""
 INSERT INTO datamig.run AS run (revision, step, part, batch_rows, key, {", ".join(given)})
-VALUES ('{revision}', {quoted(name)}, 1, {FIRST_BATCH_ROWS}, ARRAY[{", ".join(map(quoted, key))}],
-        {", ".join(map(quoted, given.values()))})
+VALUES ('{revision}', {quoted(name)}, {part}, {FIRST_BATCH_ROWS},
+        ARRAY[{", ".join(map(quoted, key))}], {", ".join(map(quoted, given.values()))})
 ON CONFLICT (revision, step, part) DO UPDATE SET retries = 0, rounds = 0, error = NULL,
        status = CASE run.status WHEN 'paused' THEN 'paused' ELSE 'running' END""")
+
+
+def go_on(name: str, part: int, bind: Any = None, ended: Event | None = None) -> None:
+    """Let the database do batches until the walk is done; tell about it every two seconds."""
     if op.get_context().as_sql:
-        execute(walk(name, "'infinity'"))
-        stopped = f"SELECT error FROM datamig.run WHERE {this_run(name)} AND status <> 'succeeded'"
-        require(f"-- {name}: done\n{stopped}")
+        execute(walk(name, part, "'infinity'"))
+        stopped = f"SELECT error FROM datamig.run WHERE {this_run(name, part)}"
+        require(f"-- {name}: done\n{stopped} AND status <> 'succeeded'")
         return
     shown, note = time.monotonic(), None
-    while True:
-        execute(walk(name, f"clock_timestamp() + interval '{STRETCH_SECONDS} seconds'"))
-        run = execute(f"SELECT status, error, note, {PROGRESS} WHERE {this_run(name)}").one()
+    until = f"clock_timestamp() + interval '{STRETCH_SECONDS} seconds'"
+    while ended is None or not ended.is_set():
+        execute(walk(name, part, until), bind)
+        query = f"SELECT status, error, note, {PROGRESS} WHERE {this_run(name, part)}"
+        run = execute(query, bind).one()
         if run.status != "running" or run.note != note or time.monotonic() - shown > 2:
             shown, note = time.monotonic(), run.note
             log.info("%s: %s, %s", name, run.status, run.progress)
@@ -205,9 +247,9 @@ ON CONFLICT (revision, step, part) DO UPDATE SET retries = 0, rounds = 0, error 
             )
 
 
-def this_run(name: str) -> str:
+def this_run(name: str, part: int) -> str:
     """Condition: the row of datamig.run of this walk."""
-    return f"(revision, step, part) = ('{revision}', {quoted(name)}, 1)"
+    return f"(revision, step, part) = ('{revision}', {quoted(name)}, {part})"
 
 
 RUN = """
@@ -216,9 +258,9 @@ CREATE TABLE IF NOT EXISTS datamig.run (
     status text NOT NULL DEFAULT 'running',  -- paused, cancelled, failed, succeeded
     heap text, relation text, key text[], work text, remaining text, woven text,
     hold text, rest_share float8 NOT NULL DEFAULT 0, quarantine_rows bigint NOT NULL DEFAULT 0,
-    role text NOT NULL DEFAULT 'origin', tables oid[],
+    connections integer NOT NULL DEFAULT 1,    role text NOT NULL DEFAULT 'origin', tables oid[],
     walked_by text[], passes integer, page_rows float8,
-    cursor text, stop text, page_window float8 NOT NULL DEFAULT 0, pass integer NOT NULL DEFAULT 0,
+    cursor text, stop text, page_window bigint NOT NULL DEFAULT 0, pass integer NOT NULL DEFAULT 0,
     rounds integer NOT NULL DEFAULT 0, suspects bigint NOT NULL DEFAULT 0,
     retries integer NOT NULL DEFAULT 0, rest float8 NOT NULL DEFAULT 0, total bigint,
     scanned bigint NOT NULL DEFAULT 0, changed bigint NOT NULL DEFAULT 0,
@@ -258,7 +300,7 @@ NEXT_BATCH_ROWS = f"""
             / greatest(seconds, 0.0001))))::integer"""
 
 
-def walk(name: str, until: str) -> str:
+def walk(name: str, part: int, until: str) -> str:
     """Batches until a moment, each in one transaction with its row of datamig.run.
 
     The last key of a batch is found first, then the closed range up to it is worked on.  A woven
@@ -270,14 +312,14 @@ DO $datamig$
 #variable_conflict use_variable
 DECLARE
     run datamig.run;  began timestamptz;  seconds float8;  busy boolean;  batch_rows bigint;
-    n bigint;  done bigint;  state text;  page float8;  last_page float8;
+    n bigint;  done bigint;  state text;  page bigint;  last_page bigint;
     key text;  key_text text;  span text;  ending text;  upper text;
 BEGIN
 LOOP
     began := clock_timestamp();
     PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true),
             set_config('extra_float_digits', '1', true);  -- keys as text are exact
-    SELECT * INTO STRICT run FROM datamig.run WHERE {this_run(name)} FOR UPDATE;
+    SELECT * INTO STRICT run FROM datamig.run WHERE {this_run(name, part)} FOR UPDATE;
     <<batch>>
     BEGIN
         run.rest := 1;
@@ -301,6 +343,14 @@ LOOP
                                THEN {PASSES} ELSE 1 END;
             run.walked_by := CASE WHEN run.passes > 1 THEN '{{ctid}}' ELSE run.key END;
             run.page_rows := greatest(1, coalesce(run.total, 0) / greatest(1, last_page));
+            IF run.passes > 1 THEN  -- one of several connections has its part of the pages
+                run.page_window := last_page * (run.part - 1) / run.connections;
+                run.cursor := quote_literal(format('(%s,0)', run.page_window));
+                last_page := last_page * run.part / run.connections;
+            ELSIF run.part < run.connections THEN
+                run.status := 'succeeded';  -- by key, the last one has all
+                EXIT batch;
+            END IF;
         END IF;
         run.note := CASE WHEN run.passes > 1 THEN 'woven' ELSE 'by ' || run.walked_by::text END;
         key := array_to_string(run.walked_by, ', ');
@@ -451,12 +501,13 @@ END
 $datamig$"""
 
 
-def execute(statement: str) -> Any:
+def execute(statement: str, bind: Any = None) -> Any:
     """Send a statement as it stands: no bind parameters, so ':' and '%' are themselves."""
     context = op.get_context()
     if context.as_sql:
         return context.impl.static_output(statement.strip() + ";")
-    return op.get_bind().exec_driver_sql(statement, execution_options={"no_parameters": True})
+    options = {"no_parameters": True}
+    return (bind or op.get_bind()).exec_driver_sql(statement, execution_options=options)
 
 
 def quoted(text: object) -> str:

@@ -29,6 +29,8 @@ class Walk:
     rest_share: float = 0.0
     #: Signals that make the walk wait.
     hold_on: tuple[Signal, ...] = ()
+    #: Connections that share a woven walk.
+    connections: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +146,7 @@ def backfill(
     fire_triggers: bool = True,
     rest: float = 0.0,
     hold_on: Collection[Signal] = (),
+    connections: int = 1,
 ) -> Backfill:
     """Set columns of existing rows, in batches, each batch its own transaction.
 
@@ -172,6 +175,9 @@ def backfill(
     hold_on
         Signals that make the run wait: ``"replica_lag"`` (10 seconds), ``"autovacuum"``
         (at work on the table), ``"lock_queue"`` (sessions wait for a lock on the table).
+    connections
+        How many connections share the work where it can be woven; the others are opened beside
+        Alembic's own.
 
     Raises
     ------
@@ -186,7 +192,7 @@ def backfill(
         where=None if where is None else expression_text(where),
         using=None if using is None else expression_text(using),
         on=None if on is None else expression_text(on),
-        walk=_walk(on_error, quarantine_limit, fire_triggers, rest, hold_on),
+        walk=_walk(on_error, quarantine_limit, fire_triggers, rest, hold_on, connections),
     )
 
 
@@ -286,6 +292,7 @@ def _walk(
     fire_triggers: bool,
     rest: float,
     hold_on: Collection[Signal],
+    connections: int = 1,
 ) -> Walk:
     if on_error not in ("stop", "quarantine") or quarantine_limit < 0 or rest < 0:
         raise MigrationError(
@@ -300,4 +307,5 @@ def _walk(
         fire_triggers=fire_triggers,
         rest_share=rest,
         hold_on=tuple(hold_on),
+        connections=max(1, connections),
     )
