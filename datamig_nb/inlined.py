@@ -35,6 +35,7 @@ SHARED_SECONDS = 0.02  # and what while somebody does, who would have to wait fo
 STRETCH_SECONDS = 0.2  # of batches, before the client looks again whether it is still wanted
 PASSES = 6  # of a woven walk over each window of pages
 WINDOW_PAGES = 3_000
+WOVEN_FROM_PAGES = 1_000  # of a table; a smaller one is walked by its key
 
 
 @contextmanager
@@ -339,8 +340,8 @@ LOOP
             SELECT array_agg(oid), nullif(sum(greatest(reltuples, 0)), 0),
                    max(pg_relation_size(oid)) / current_setting('block_size')::integer
               INTO run.tables, run.total, last_page FROM pg_class JOIN tree ON oid = id;
-            run.passes := CASE WHEN run.rounds = 0 AND run.woven IS NOT NULL AND last_page >= 1000
-                               THEN {PASSES} ELSE 1 END;
+            run.passes := CASE WHEN run.rounds = 0 AND run.woven IS NOT NULL
+                                AND last_page >= {WOVEN_FROM_PAGES} THEN {PASSES} ELSE 1 END;
             run.walked_by := CASE WHEN run.passes > 1 THEN '{{ctid}}' ELSE run.key END;
             run.page_rows := greatest(1, coalesce(run.total, 0) / greatest(1, last_page));
             IF run.passes > 1 THEN  -- one of several connections has its part of the pages
