@@ -452,7 +452,7 @@ class Draft:
             return []
         key = tuple(f"kept.{quote(part)}" for part in kept.key)
         work = self.constant(f"restore {' '.join(kept.types)}", statements.restore_batch(kept))
-        conflicts = self.constant("note conflicts", statements.note_conflicts(kept, ID))
+        conflicts = self.constant("note conflicts", statements.end_restore(kept, ID))
         more = {"relation": _text(f"{kept.name} AS kept")}
         return [
             self._run(
@@ -464,7 +464,6 @@ class Draft:
             ),
             "step(CONFLICT)",
             f"step({conflicts})",
-            _step(f"DROP TABLE {kept.name}"),
         ]
 
     def _take_out(self, step: InsertRows) -> list[str]:
@@ -484,7 +483,7 @@ class Draft:
                 work,
                 more,
             ),
-            _step(f"DROP TABLE {kept}"),
+            _step(f"DROP TABLE IF EXISTS {kept}"),
         ]
 
     def _put_back(self, step: DeleteRows) -> list[str]:
@@ -502,7 +501,7 @@ class Draft:
                 work,
                 more,
             ),
-            _step(f"DROP TABLE {kept}"),
+            _step(f"DROP TABLE IF EXISTS {kept}"),
         ]
 
 
