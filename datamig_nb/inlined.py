@@ -290,7 +290,7 @@ PROGRESS = """
     format('%s rows scanned%s, %s changed, in %s batches, %s; %s rows/s%s', scanned,
            ' of about ' || total, changed, batches, note, (scanned / seconds)::bigint,
            ', about ' || justify_interval(make_interval(secs => round(seconds * (total - scanned)
-           / scanned))) || ' to go') AS progress
+           / nullif(scanned, 0)))) || ' to go') AS progress
   FROM (SELECT *, extract(epoch FROM heartbeat_at - started_at) + 0.001 AS seconds
           FROM datamig.run) AS run"""
 
