@@ -318,9 +318,10 @@ DECLARE
 BEGIN
 LOOP
     began := clock_timestamp();
-    PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true),
+    PERFORM set_config('lock_timeout', '0', true),  -- another session's batch may take long
             set_config('extra_float_digits', '1', true);  -- keys as text are exact
     SELECT * INTO STRICT run FROM datamig.run WHERE {this_run(name, part)} FOR UPDATE;
+    PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true);
     <<batch>>
     BEGIN
         run.rest := 1;
