@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import random
+import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 from datamig_nb import inlined
 from datamig_nb.database import Database
 from tests.alembic_project import PRELOADED, AlembicProject
+from tests.runs import scanned, wait_until
 from tests.scratch import query
 
 # Runs Alembic again and again: each run dies before the statement whose number it is given, until
@@ -114,3 +119,51 @@ def light_fuse(database: Database, moments: int | None) -> None:
 def has_burnt(database: Database) -> bool:
     """Whether the moment came."""
     return query(database, "SELECT last_value >= 0 AND is_called FROM fuse.moments") == [True]
+
+
+# ---------------------------------------------------------------- at any moment
+
+
+def killed_while_it_runs(
+    database: Database,
+    project: AlembicProject,
+    chance: random.Random,
+    times: int,
+    *words: str,
+    first: Callable[[], object] = lambda: None,
+) -> Counter[str]:
+    """Kill runs of Alembic, or their sessions, at any moment; gives what was killed, how often.
+
+    It ends earlier where a run arrives.
+    """
+    killed: Counter[str] = Counter()
+    for _ in range(times):
+        first()
+        with project.start(database, *words) as running:
+            enough = scanned(database) + chance.randrange(1, 400)
+            deadline = time.monotonic() + chance.uniform(0.2, 3)
+            wait_until(
+                lambda enough=enough, deadline=deadline: (
+                    scanned(database) >= enough or time.monotonic() > deadline or running.ended
+                )
+            )
+            if running.ended:
+                assert running.end().code == 0, running.end().log
+                break
+            what = chance.choice(("client", "client and server's session", "server's session"))
+            if "client" in what:
+                running.kill(signal.SIGKILL)
+            if "session" in what:
+                end_sessions(database)
+            assert running.end().code in (1, -signal.SIGKILL), running.end().log
+            killed[what] += 1
+    return killed
+
+
+def end_sessions(database: Database) -> None:
+    """End the sessions of all but the writers."""
+    query(
+        database,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname ="
+        f" '{database.url.database}' AND pid <> pg_backend_pid() AND application_name <> 'writer'",
+    )
