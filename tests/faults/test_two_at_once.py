@@ -41,7 +41,9 @@ def test_two_processes_killed_in_turn_do_each_batch_once(
         with older:
             younger = project.start(database, "upgrade", "head")
             enough = scanned(database) + chance.randrange(10, 80)
-            wait_until(lambda enough=enough: scanned(database) >= enough or older.ended)
+            wait_until(
+                lambda enough=enough, older=older: scanned(database) >= enough or older.ended
+            )
         killed["older"] += older.end().code == -signal.SIGKILL
         older = younger
     with older:
