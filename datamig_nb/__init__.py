@@ -12,19 +12,21 @@ from datamig_nb.export import Export, export, verify
 from datamig_nb.html import save_html  # its module registers what Jupyter shows
 from datamig_nb.migration import (
     Migration,
-    add_column,
     allowed_values,
-    alter_column,
     backfill,
     check,
-    create_check_constraint,
-    create_enum,
     keep_in_step,
     matches,
     no_nulls,
     no_orphans,
     rows_check,
     unique,
+)
+from datamig_nb.operations import (
+    add_column,
+    alter_column,
+    create_check_constraint,
+    create_enum,
 )
 from datamig_nb.patterns import map_values, split_column
 from datamig_nb.preview import Preview, preview

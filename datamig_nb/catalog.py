@@ -69,7 +69,7 @@ class Catalog:
         not_null = {
             (TableName(step.schema, step.table_name), step.column_name)
             for step in migration.steps
-            if isinstance(step, ops.AlterColumnOp)
+            if isinstance(step, ops.AlterColumnOp) and step.modify_nullable is False
         }
         found: list[RowCheck] = []
         for step in migration.backfills:

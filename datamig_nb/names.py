@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql.base import PGDialect, PGIdentifierPreparer
+
 from datamig_nb.errors import MigrationError
 
 # Every word that quote_ident() quotes on PostgreSQL 14 to 18 (pg_get_keywords(), catcode <> 'U'); a
@@ -28,6 +31,20 @@ _KEYWORDS = frozenset(
     xmltable
     """.split()
 )
+# What may hide a name: literals (with E'' escapes), dollar quotes, comments; then the names.
+TOKENS = re.compile(
+    r"""
+      (?:\b[eE]'(?:[^'\\]|\\.|'')*')
+    | '(?:[^']|'')*'
+    | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$
+    | --[^\n]*
+    | /\*.*?\*/
+    | "(?P<quoted>(?:[^"]|"")+)"
+    | (?P<plain>[^\W\d][\w$]*)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
 _PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
 _PART = re.compile(r'"((?:[^"]|"")+)"|([^".]+)')
 
@@ -48,6 +65,23 @@ def literal(value: str | int | bool | None) -> str:
     if isinstance(value, int):
         return str(value)
     return "'" + value.replace("'", "''") + "'"
+
+
+class _Preparer(PGIdentifierPreparer):
+    """Quotes as :func:`quote` does, so that a file has one manner: SQLAlchemy knows fewer words."""
+
+    def _requires_quotes(self, value: str) -> bool:
+        return quote(value) != value
+
+
+def sqlalchemy_dialect() -> PGDialect:
+    """The dialect that lets SQLAlchemy write the text that PostgreSQL reads."""
+    # paramstyle "named" leaves % alone, which other styles double.
+    dialect = postgresql.dialect(paramstyle="named")
+    dialect.identifier_preparer = _Preparer(dialect)
+    # SQLAlchemy 2.0 doubles backslashes until it has asked a server whether it should.
+    dialect._backslash_escapes = False  # pyright: ignore[reportPrivateUsage]
+    return dialect
 
 
 @dataclass(frozen=True)

@@ -7,22 +7,7 @@ import string
 from collections.abc import Iterable, Sequence
 
 from datamig_nb.migration import BATCH_MARK, Backfill, Check, KeepInStep, RowCheck
-from datamig_nb.names import TableName, quote
-
-# What may hide a name: literals (with E'' escapes), dollar quotes, comments; then the names.
-_TOKENS = re.compile(
-    r"""
-      (?:\b[eE]'(?:[^'\\]|\\.|'')*')
-    | '(?:[^']|'')*'
-    | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$
-    | --[^\n]*
-    | /\*.*?\*/
-    | "(?P<quoted>(?:[^"]|"")+)"
-    | (?P<plain>[^\W\d][\w$]*)
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-
+from datamig_nb.names import TOKENS, TableName, quote
 
 # PostgreSQL folds ASCII letters only.
 _FOLDED = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
@@ -36,7 +21,7 @@ def columns_read(expression: str, columns: Iterable[str], row: str = "") -> tupl
     the whole row, as in ``to_jsonb(player)``, all columns are read.
     """
     names: set[str] = set()
-    for match in _TOKENS.finditer(expression):
+    for match in TOKENS.finditer(expression):
         if match["quoted"] or match["plain"]:
             name = (match["quoted"] or "").replace('""', '"') or match["plain"].translate(_FOLDED)
             if name == row and not _COLUMN_OF.match(expression, match.end()):
@@ -51,7 +36,7 @@ _COLUMN_OF = re.compile(r"\s*\.(?!\s*\*)")
 
 def indent(text: str, by: int) -> str:
     """Move all lines but the first right; a text with a literal over several lines stays."""
-    if any("\n" in match[0] for match in _TOKENS.finditer(text) if match[0][0] in "'$eE\""):
+    if any("\n" in match[0] for match in TOKENS.finditer(text) if match[0][0] in "'$eE\""):
         return text
     return text.replace("\n", "\n" + " " * by)
 

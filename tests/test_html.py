@@ -16,13 +16,12 @@ from datamig_nb.display import Shown, to_html
 from datamig_nb.export import Export
 from datamig_nb.migration import (
     Migration,
-    add_column,
     backfill,
     check,
-    create_enum,
     keep_in_step,
     no_nulls,
 )
+from datamig_nb.operations import add_column, create_enum
 from datamig_nb.preview import BackfillPreview, Hazard, MapRow, Preview, SampleRow
 from datamig_nb.profile import (
     Alert,

@@ -27,12 +27,11 @@ from datamig_nb.database import Database
 from datamig_nb.migration import (
     Migration,
     Step,
-    add_column,
     backfill,
     check,
-    create_check_constraint,
 )
 from datamig_nb.names import TableName
+from datamig_nb.operations import add_column, create_check_constraint
 from datamig_nb.patterns import map_values
 from datamig_nb.render import Revision, render
 from tests.alembic_project import PRELOADED, AlembicProject, Outcome, make_project

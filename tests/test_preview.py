@@ -15,14 +15,16 @@ from datamig_nb.errors import QueryError
 from datamig_nb.migration import (
     Migration,
     Step,
-    add_column,
-    alter_column,
     backfill,
     check,
-    create_check_constraint,
-    create_enum,
     no_nulls,
     rows_check,
+)
+from datamig_nb.operations import (
+    add_column,
+    alter_column,
+    create_check_constraint,
+    create_enum,
 )
 from datamig_nb.patterns import map_values, split_column
 from datamig_nb.preview import MAP_ROWS, Hazard, MapRow, Preview, preview

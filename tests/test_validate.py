@@ -14,7 +14,6 @@ from datamig_nb.errors import MigrationError, QueryError
 from datamig_nb.migration import (
     Migration,
     Step,
-    add_column,
     allowed_values,
     backfill,
     check,
@@ -24,6 +23,7 @@ from datamig_nb.migration import (
     rows_check,
     unique,
 )
+from datamig_nb.operations import add_column
 from datamig_nb.patterns import map_values, split_column
 from datamig_nb.validate import KEYS_SHOWN, CheckResult, ValidationReport, validate
 from tests.scratch import query
