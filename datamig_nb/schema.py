@@ -243,7 +243,9 @@ def _create_foreign_key(step: ops.CreateForeignKeyOp, found: Found) -> tuple[Sta
         f"every {', '.join(step.local_cols)} of {table} is found in {parent}",
         stages.failing_rows(table, orphan, found.key),
     )
-    return stages.prove(table, name, ddl.add_foreign_key(step), rows)
+    head = f"ALTER TABLE {table.sql}"
+    add = f"{head}\n           {ddl.add_foreign_key(step).removeprefix(head)}"
+    return stages.prove(table, name, add, rows)
 
 
 def _create_check(step: ops.CreateCheckConstraintOp, found: Found) -> tuple[Statement, ...]:
@@ -252,7 +254,7 @@ def _create_check(step: ops.CreateCheckConstraintOp, found: Found) -> tuple[Stat
         f"every row of {table} meets {name}",
         stages.failing_rows(table, f"NOT ({condition})", found.key),
     )
-    add = f"ALTER TABLE {table.sql} ADD CONSTRAINT {quote(name)} CHECK ({condition})"
+    add = f"ALTER TABLE {table.sql}\n            ADD CONSTRAINT {quote(name)} CHECK ({condition})"
     return stages.prove(table, name, add, rows)
 
 
@@ -263,7 +265,7 @@ def _drop_constraint_back(step: ops.DropConstraintOp, found: Found | None) -> Wa
         return NoWayBack(reason=f"what the constraint {name} of {table} said is not known")
     kind, definition, index = found.definition
     text = str(definition)
-    add = f"ALTER TABLE {table.sql} ADD CONSTRAINT {quote(name)} {text}"
+    add = f"ALTER TABLE {table.sql}\n            ADD CONSTRAINT {quote(name)} {text}"
     absent = f"NOT {stages.exists(stages.constraint_row(table, name))}"
     if text.endswith(("NOT VALID", "NOT ENFORCED")):
         return (stages.when(absent, add),)

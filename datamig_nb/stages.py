@@ -79,7 +79,7 @@ def column_row(table: TableName, column: str, oid: str = "") -> str:
     """The catalog's row of a column, for :func:`exists`."""
     return (
         f"pg_attribute\n         WHERE attrelid = {oid or regclass(table)}"
-        f" AND attname = {literal(column)} AND NOT attisdropped"
+        f" AND attname = {literal(column)}\n           AND NOT attisdropped"
     )
 
 
@@ -163,10 +163,10 @@ def set_not_null(table: TableName, column: str, key: Sequence[str]) -> tuple[Sta
     return (
         when(
             f"{nullable}\n       AND NOT {exists(constraint_row(table, name))}",
-            f"ALTER TABLE {table.sql} ADD CONSTRAINT {check} NOT VALID",
+            f"ALTER TABLE {table.sql}\n            ADD CONSTRAINT {check} NOT VALID",
         ),
         when(
-            exists(f"{constraint_row(table, name)} AND NOT convalidated"),
+            exists(f"{constraint_row(table, name)}\n           AND NOT convalidated"),
             f"ALTER TABLE {table.sql} VALIDATE CONSTRAINT {quote(name)}",
             validates=Condition(
                 f"no {column} of {table} is NULL",
@@ -243,7 +243,7 @@ def use_index(table: TableName, name: str, kind: str, options: str = "") -> Stat
     """Make a unique index a constraint of the same name; ``kind`` is UNIQUE or PRIMARY KEY."""
     return when(
         f"NOT {exists(constraint_row(table, name))}",
-        f"ALTER TABLE {table.sql} ADD CONSTRAINT {quote(name)}"
+        f"ALTER TABLE {table.sql}\n            ADD CONSTRAINT {quote(name)}"
         f" {kind} USING INDEX {quote(name)}{options}",
     )
 
