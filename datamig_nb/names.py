@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any, cast
 
+import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.dialects.postgresql.base import PGDialect, PGIdentifierPreparer
+from sqlalchemy.dialects.postgresql.base import PGCompiler, PGDialect, PGIdentifierPreparer
+from sqlalchemy.exc import CompileError
 
 from datamig_nb.errors import MigrationError
 
@@ -74,11 +77,29 @@ class _Preparer(PGIdentifierPreparer):
         return quote(value) != value
 
 
+class _Compiler(PGCompiler):
+    """Refuses a value that was never given, where SQLAlchemy writes NULL.
+
+    ``sa.text("note <> ':y'")`` has one: what looks like a literal is a parameter.
+    """
+
+    def render_literal_bindparam(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, bindparam: sa.BindParameter[Any], **kw: Any
+    ) -> str:
+        if bindparam.required:
+            raise CompileError(
+                rf"there is no value for :{bindparam.key}; a colon that is none of SQLAlchemy's is"
+                r" written as '\:'"
+            )
+        return cast("str", super().render_literal_bindparam(bindparam, **kw))
+
+
 def sqlalchemy_dialect() -> PGDialect:
     """The dialect that lets SQLAlchemy write the text that PostgreSQL reads."""
     # paramstyle "named" leaves % alone, which other styles double.
     dialect = postgresql.dialect(paramstyle="named")
     dialect.identifier_preparer = _Preparer(dialect)
+    dialect.statement_compiler = _Compiler
     # SQLAlchemy 2.0 doubles backslashes until it has asked a server whether it should.
     dialect._backslash_escapes = False  # pyright: ignore[reportPrivateUsage]
     return dialect

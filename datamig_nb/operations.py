@@ -296,10 +296,11 @@ def create_unique_constraint(
     """
     _require_names(constraint_name, table_name, schema)
     columns = _names_of(columns, constraint_name)
-    step = ops.CreateUniqueConstraintOp(constraint_name, table_name, columns, schema=schema, **kw)
     _require_options(
         kw, "deferrable", "initially", "postgresql_include", "postgresql_nulls_not_distinct"
     )
+    _require_words(_WHEN, kw.get("initially"))
+    step = ops.CreateUniqueConstraintOp(constraint_name, table_name, columns, schema=schema, **kw)
     ddl.unique_index(step)
     return step
 
@@ -334,6 +335,9 @@ def create_foreign_key(
     """Add a foreign key, as ``op.create_foreign_key``: NOT VALID first, then proven."""
     _require_names(constraint_name, source_table, referent_table, source_schema, referent_schema)
     local, remote = (_names_of(columns, constraint_name) for columns in (local_cols, remote_cols))
+    _require_words(_ACTION, onupdate, ondelete)
+    _require_words(_WHEN, initially)
+    _require_words(_MATCH, match)
     if len(local) != len(remote):
         raise MigrationError(
             f"foreign key {constraint_name!r} has {len(local)} columns for {len(remote)}",
@@ -432,6 +436,20 @@ def _names_of(columns: Sequence[str], owner: str) -> list[str]:
         )
     _require_names(*columns)
     return list(columns)
+
+
+# What SQLAlchemy lets through as it is, though PostgreSQL knows these words only.
+_ACTION = re.compile(r"restrict|cascade|no action|set (?:null|default)(?: ?\([^()]+\))?", re.I)
+_WHEN = re.compile(r"deferred|immediate", re.I)
+_MATCH = re.compile(r"full|simple", re.I)
+
+
+def _require_words(known: re.Pattern[str], *given: str | None) -> None:
+    for words in given:
+        if words is not None and not known.fullmatch(words):
+            raise MigrationError(
+                f"{words!r} says nothing to PostgreSQL here", "see CREATE TABLE in its manual"
+            )
 
 
 def _require_options(given: dict[str, Any], *known: str) -> None:

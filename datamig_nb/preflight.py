@@ -17,11 +17,11 @@ from sqlalchemy.dialects.postgresql import DOMAIN
 from datamig_nb import ddl, stages
 from datamig_nb.migration import CreateEnum, Step, step_table
 from datamig_nb.names import TableName, literal, sqlalchemy_dialect
+from datamig_nb.sequence import Thing, freed, made, relation
 from datamig_nb.stages import Condition
 
-#: Identity of what a step makes, takes away or needs: kind, table or schema-qualified name, part.
-_Thing: TypeAlias = tuple[str, TableName, str]
-_Wanted: TypeAlias = tuple[_Thing, Condition]
+#: A condition, and what must not have been touched by an earlier step for it to be asked.
+_Wanted: TypeAlias = tuple[Thing, Condition]
 
 
 def preflight(step: Step, earlier: Sequence[Step] = ()) -> tuple[Condition, ...]:
@@ -32,27 +32,12 @@ def preflight(step: Step, earlier: Sequence[Step] = ()) -> tuple[Condition, ...]
     earlier
         The steps before it in the migration: what they make or take away is not asked for.
     """
-    touched = {thing for before in earlier for thing in (*_made(before), *_freed(before))}
+    touched = {thing for before in earlier for thing in (*made(before), *freed(before))}
     return tuple(
         condition
         for thing, condition in _wanted(step, earlier)
-        if thing not in touched and _relation(thing[1]) not in touched
+        if thing not in touched and relation(thing[1]) not in touched
     )
-
-
-def goes_with_another(step: Step, steps: Sequence[Step]) -> bool:
-    """Whether undoing another of the steps, one that made its table or column, undoes this too."""
-    if isinstance(step, CreateEnum | ops.CreateTableOp | ops.RenameTableOp) or not isinstance(
-        step, ops.MigrateOperation
-    ):
-        return False
-    table = step_table(step)  # pyright: ignore[reportArgumentType]
-    made = {thing for other in steps if other is not step for thing in _made(other)}
-    if isinstance(step, ops.AlterColumnOp | ops.DropColumnOp) and not getattr(
-        step, "modify_name", None
-    ):
-        return bool({_relation(table), ("column", table, step.column_name)} & made)
-    return _relation(table) in made
 
 
 def definition_query(step: Step) -> str | None:
@@ -84,53 +69,6 @@ def definition_query(step: Step) -> str | None:
             )
         case _:
             return None
-
-
-# ---------------------------------------------------------------- what steps make and take away
-
-
-def _relation(name: TableName) -> _Thing:
-    return ("relation", name, "")
-
-
-def _made(step: Step) -> list[_Thing]:
-    match step:
-        case ops.CreateTableOp():
-            return [_relation(step_table(step))]
-        case ops.RenameTableOp(schema=schema, new_table_name=name):
-            return [_relation(TableName(schema, name))]
-        case ops.AddColumnOp():
-            return [("column", step_table(step), step.column.name)]
-        case ops.AlterColumnOp(modify_name=str(name)):
-            return [("column", step_table(step), name)]
-        case ops.CreateIndexOp():
-            return [_relation(TableName(step.schema, str(step.index_name)))]
-        case ops.CreateUniqueConstraintOp() | ops.CreatePrimaryKeyOp():
-            name = str(step.constraint_name)
-            return [("constraint", step_table(step), name), _relation(TableName(step.schema, name))]
-        case ops.CreateForeignKeyOp() | ops.CreateCheckConstraintOp():
-            return [("constraint", step_table(step), str(step.constraint_name))]
-        case CreateEnum(name=name):
-            return [("type", name, "")]
-        case _:
-            return []
-
-
-def _freed(step: Step) -> list[_Thing]:
-    match step:
-        case ops.DropTableOp() | ops.RenameTableOp():
-            return [_relation(step_table(step))]
-        case ops.DropColumnOp():
-            return [("column", step_table(step), step.column_name)]
-        case ops.AlterColumnOp(modify_name=str()):
-            return [("column", step_table(step), step.column_name)]
-        case ops.DropIndexOp():
-            return [_relation(TableName(step.schema, str(step.index_name)))]
-        case ops.DropConstraintOp():
-            name = str(step.constraint_name)
-            return [("constraint", step_table(step), name), _relation(TableName(step.schema, name))]
-        case _:
-            return []
 
 
 # ---------------------------------------------------------------- what steps ask for
@@ -250,12 +188,12 @@ def _oid(name: TableName) -> str:
 
 def _no_relation(name: TableName) -> _Wanted:
     failing = f"SELECT relname FROM pg_class WHERE oid = {_oid(name)}"
-    return _relation(name), Condition(f"nothing named {name} yet", failing)
+    return relation(name), Condition(f"nothing named {name} yet", failing)
 
 
 def _a_relation(name: TableName) -> _Wanted:
     failing = f"SELECT {literal(str(name))} AS missing\n WHERE {_oid(name)} IS NULL"
-    return _relation(name), Condition(f"{name} is there", failing)
+    return relation(name), Condition(f"{name} is there", failing)
 
 
 def _no_index(table: TableName, name: str) -> _Wanted:
@@ -265,7 +203,7 @@ def _no_index(table: TableName, name: str) -> _Wanted:
         f"   AND relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = {_oid(table)})"
     )
     index = TableName(table.schema, name)
-    return _relation(index), Condition(f"no index or table named {name} yet", failing)
+    return relation(index), Condition(f"no index or table named {name} yet", failing)
 
 
 def _no_column(table: TableName, column: str) -> _Wanted:

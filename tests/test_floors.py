@@ -31,6 +31,7 @@ FLOORS = {
     "preflight": 4,
     "preview_sql": 4,
     "schema": 4,
+    "sequence": 3,
     "sql": 3,
     "stages": 3,
     "catalog": 5,
