@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 from datamig_nb import inlined
 from datamig_nb.checks import check
 from datamig_nb.database import Database
-from datamig_nb.migration import Migration, Step, add_column, create_check_constraint
+from datamig_nb.migration import Migration, Step
 from datamig_nb.names import TableName
+from datamig_nb.operations import add_column, create_check_constraint
 from datamig_nb.patterns import map_values
 from datamig_nb.render import Revision, render
 from datamig_nb.steps import backfill
