@@ -142,7 +142,7 @@ class Draft:
         if tables:
             hidden = " OR ".join(f"row_security_active({literal(t.sql)})" for t in tables)
             yield QueryCheck(
-                name="this session sees every row, and reads literals as the standard says",
+                name="this session sees every row, and has standard_conforming_strings on",
                 failing="SELECT current_user, current_setting('standard_conforming_strings')\n"
                 f" WHERE {hidden}\n    OR current_setting('standard_conforming_strings') <> 'on'",
             )
