@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from datamig_nb.ddl import bare
 from datamig_nb.errors import MigrationError
 from datamig_nb.migration import Migration
+from datamig_nb.steps import Sql
 from datamig_nb.operations import (
     add_column,
     alter_column,
@@ -30,7 +31,6 @@ from datamig_nb.operations import (
     rename_table,
     sql,
 )
-from datamig_nb.steps import Sql
 
 OWNED = sa.Table("t", sa.MetaData(), sa.Column("p", sa.Integer, sa.ForeignKey("parent.id")))
 

@@ -1,6 +1,6 @@
 """Map manufacturer of flights.planes to maker.
 
-Revision ID: 777523e7f834
+Revision ID: 3331c7545aa8
 Revises:
 Create Date: (when it was rendered)
 
@@ -34,7 +34,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "777523e7f834"
+revision = "3331c7545aa8"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -55,7 +55,9 @@ def upgrade() -> None:
     """Map manufacturer of flights.planes to maker."""
     with own_commits():
         preflight(
-            "upgrade", NO_COLUMN_MAKER_OF_FLIGHTS_PLANES_YET, THIS_SESSION_SEES_EVERY_ROW_AND_READS
+            "upgrade",
+            NO_COLUMN_MAKER_OF_FLIGHTS_PLANES_YET,
+            THIS_SESSION_SEES_EVERY_ROW_AND_HAS_STANDARD,
         )
         step("ALTER TABLE flights.planes ADD COLUMN IF NOT EXISTS maker VARCHAR")
         step(TRIGGER_FUNCTION)
@@ -76,8 +78,8 @@ def downgrade() -> None:
     """Undo: map manufacturer of flights.planes to maker."""
     with own_commits():
         preflight("downgrade", MAKER_NOT_EDITED_SINCE_THE_UPGRADE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_777523e7f834 ON flights.planes")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_777523e7f834()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_3331c7545aa8 ON flights.planes")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_3331c7545aa8()")
         step("ALTER TABLE IF EXISTS flights.planes DROP COLUMN IF EXISTS maker")
         forget()
 
@@ -99,15 +101,15 @@ SELECT attname FROM pg_attribute
            AND NOT attisdropped
 """
 
-THIS_SESSION_SEES_EVERY_ROW_AND_READS = """
--- this session sees every row, and reads literals as the standard says
+THIS_SESSION_SEES_EVERY_ROW_AND_HAS_STANDARD = """
+-- this session sees every row, and has standard_conforming_strings on
 SELECT current_user, current_setting('standard_conforming_strings')
  WHERE row_security_active('flights.planes')
     OR current_setting('standard_conforming_strings') <> 'on'
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_777523e7f834() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_3331c7545aa8() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -126,9 +128,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_777523e7f834
+CREATE OR REPLACE TRIGGER zz_datamig_3331c7545aa8
 BEFORE INSERT OR UPDATE OF manufacturer ON flights.planes
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_777523e7f834()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_3331c7545aa8()
 """
 
 MAKER_LEFT = f"""
@@ -195,10 +197,8 @@ def own_commits() -> Generator[None]:
             if op.get_context().as_sql:
                 execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
                 execute("SET client_connection_check_interval = '2s'")  # a killed psql ends the run
-            else:  # a pooler may give each transaction another session: nothing is prepared there
-                driver: Any = op.get_bind().connection.driver_connection
-                if hasattr(driver, "prepare_threshold"):
-                    driver.prepare_threshold = None
+            else:
+                prepare_nothing(op.get_bind())
             for statement in ("CREATE SCHEMA IF NOT EXISTS datamig", RUN, QUARANTINE):
                 step(statement)
             yield
@@ -219,16 +219,24 @@ def own_commits() -> Generator[None]:
         ) from cause
 
 
+def prepare_nothing(bind: Any) -> None:
+    """A pooler may give each transaction another session."""
+    if hasattr(bind.connection.driver_connection, "prepare_threshold"):
+        bind.connection.driver_connection.prepare_threshold = None
+
+
 def preflight(way: str, *checks: str) -> None:
     """Check before the first write; a run that goes on after a stop was checked when it began."""
     this = f"(revision, step, part) = ('{revision}', '{way}', 0)"
     story["done"] = 0
     for check in checks:
         require(check, unless=f"SELECT FROM datamig.run WHERE {this}")
-    execute(
-        "INSERT INTO datamig.run (revision, step, part)"
-        f" VALUES ('{revision}', '{way}', 0) ON CONFLICT DO NOTHING"
-    )
+    execute(f"""
+INSERT INTO datamig.run AS run (revision, step, part, pid)
+VALUES ('{revision}', '{way}', 0, pg_backend_pid())
+ON CONFLICT (revision, step, part) DO UPDATE
+   SET pid = excluded.pid, heartbeat_at = excluded.heartbeat_at,
+       status = CASE run.status WHEN 'paused' THEN 'paused' ELSE 'running' END""")
     done = execute(f"SELECT batches FROM datamig.run WHERE {this}")
     story.update(this=this, at=0, done=done.scalar_one() if done else 0)
 
@@ -282,6 +290,7 @@ def finish() -> None:
 def forget() -> None:
     """Remove what was noted of the upgrade, so that it can start afresh."""
     execute(f"DELETE FROM datamig.run WHERE revision = '{revision}' AND step <> 'downgrade'")
+    execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE revision = '{revision}'")
 
 
 def step(statement: str, check: str = "", undo: str = "", once: str = "SELECT") -> None:
@@ -354,11 +363,13 @@ def begin(name: str, part: int, table: str, key: tuple[str, ...], **given: objec
     """Note what is to be done; what an earlier run noted of its progress stays."""
     given = {"heap": table, "relation": table, **given}
     execute(f"""
-INSERT INTO datamig.run AS run (revision, step, part, batch_rows, key, {", ".join(given)})
-VALUES ('{revision}', {quoted(name)}, {part}, {FIRST_BATCH_ROWS},
-        ARRAY[{", ".join(map(quoted, key))}], {", ".join(map(quoted, given.values()))})
+INSERT INTO datamig.run AS run (revision, step, part, batch_rows, key, {", ".join(given)}, status)
+SELECT '{revision}', {quoted(name)}, {part}, {FIRST_BATCH_ROWS},
+       ARRAY[{", ".join(map(quoted, key))}], {", ".join(map(quoted, given.values()))},
+       coalesce(max(status), 'running') FROM datamig.run
+ WHERE revision = '{revision}' AND part = 0 AND status IN ('paused', 'cancelled')
 ON CONFLICT (revision, step, part) DO UPDATE SET retries = 0, rounds = 0, error = NULL,
-       status = CASE run.status WHEN 'paused' THEN 'paused' ELSE 'running' END""")
+       status = CASE run.status WHEN 'paused' THEN 'paused' ELSE excluded.status END""")
 
 
 def go_on(name: str, part: int, bind: Any = None, ended: Event | None = None) -> None:
