@@ -16,11 +16,11 @@ from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
 from datamig_nb.database import Column, Database, Table, read_table, run
 from datamig_nb.errors import ExpressionError, MigrationError
 from datamig_nb.migration import CreateEnum, Migration, Step, added_columns, step_table
-from datamig_nb.steps import BackUp, Backfill, DeleteRows, InsertRows, KeepInStep, Sql
 from datamig_nb.names import TableName, literal, sqlalchemy_dialect
 from datamig_nb.preflight import definition_query
 from datamig_nb.preview_sql import ColumnType
 from datamig_nb.stages import Found
+from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Sql
 
 #: Rows of a table that the migration is going to create.
 NOT_YET = -2

@@ -13,10 +13,10 @@ from datamig_nb.catalog import Catalog
 from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
 from datamig_nb.errors import MissingKeyError
 from datamig_nb.migration import Migration, Step
-from datamig_nb.steps import BackUp, Backfill, DeleteRows, InsertRows, KeepInStep, Sql
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.source import call, expression_constant, one_line, reference, statement_constant
 from datamig_nb.stages import NoWayBack, Statement
+from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Sql
 
 # Stands for the revision's id while the text is written: the id is a hash of that text.  It looks
 # like none, so that no expression holds it by chance.

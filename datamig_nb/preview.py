@@ -26,8 +26,8 @@ from datamig_nb.display import Shown, visible
 from datamig_nb.errors import QueryError
 from datamig_nb.expressions import expression_text
 from datamig_nb.migration import Migration, describe
-from datamig_nb.steps import Backfill
 from datamig_nb.names import TableName, literal, quote
+from datamig_nb.steps import Backfill
 from datamig_nb.validate import KEYS_SHOWN
 
 #: Pairs of old and new values that a value map holds at most; it says when there are more.
