@@ -22,6 +22,9 @@ from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInSte
 # like none, so that no expression holds it by chance.
 ID = "q7xz4revkj0w"
 
+#: The oldest PostgreSQL that files are written for, and the first whose RETURNING gives old values.
+OLDEST_SERVER, RETURNS_OLD = 14, 18
+
 # An expression that needs no constant.
 _SHORT = re.compile(r"[\w.]{1,63}|'[^'\\\s]{0,20}'")
 
@@ -128,6 +131,12 @@ class Draft:
     def _checks_of_walks(self) -> Iterable[Check]:
         """What must hold so that a batch does what it should, and to every row."""
         tables: dict[TableName, None] = {}
+        if self.minimum_server > OLDEST_SERVER:
+            yield QueryCheck(
+                name=f"the server is PostgreSQL {self.minimum_server} or newer",
+                failing="SELECT version()\n WHERE current_setting('server_version_num')::integer"
+                f" < {self.minimum_server}0000",
+            )
         for step in self.migration.steps:
             if isinstance(step, Backfill | DeleteRows):
                 tables[step.table] = None
@@ -196,7 +205,12 @@ class Draft:
                 f"step({self.constant(f'keep {n}', s)})"
                 for n, s in zip(("values", "key"), statements.keep_values(kept), strict=True)
             ]
-            update = statements.update_batch_keeping(step, expressions, plan.guard, kept)
+            keeping = (
+                statements.update_batch_returning
+                if self.catalog.major >= RETURNS_OLD
+                else statements.update_batch_keeping
+            )
+            update = keeping(step, expressions, plan.guard, kept)
         else:
             update = statements.update_batch(step, expressions, plan.guard)
         more = walks.options(step.walk, self._hold(step))
@@ -224,7 +238,8 @@ class Draft:
         key = self.catalog.table(step.table).key
         if not key and (plan.look_back is None or step.using is not None):
             raise MissingKeyError(str(step.table))
-        name = f"{quote(step.table.name)}." if step.using is not None else ""
+        joined = step.using is not None or walks.kept_columns(step, self.migration)
+        name = f"{quote(step.table.name)}." if joined else ""
         return tuple(f"{name}{quote(column)}" for column in key) or ("ctid",)
 
     def _run(
@@ -256,6 +271,12 @@ class Draft:
             return name
         place = next(number for number, other in enumerate(same, 1) if other is step)
         return f"{name} of {step.table} ({place})"
+
+    @property
+    def minimum_server(self) -> int:
+        """The oldest PostgreSQL that the file runs on; it uses what the one it is made for has."""
+        keeps = any(self._kept(step) for step in self.migration.backfills)
+        return RETURNS_OLD if keeps and self.catalog.major >= RETURNS_OLD else OLDEST_SERVER
 
     def _number(self, step: Step) -> int:
         return next(n for n, other in enumerate(self.migration.steps, 1) if other is step)

@@ -536,7 +536,9 @@ LOOP
 
         -- Short batches while others write to the table: they may have to wait for our row locks.
         IF EXISTS (SELECT FROM pg_locks WHERE relation = ANY (run.tables)
-                      AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()) THEN
+                      AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()
+                      AND pid NOT IN (SELECT r.pid FROM datamig.run AS r WHERE r.pid > 0
+                                         AND r.revision = run.revision)) THEN
             run.busy_at := began;
         END IF;
         seconds := extract(epoch FROM clock_timestamp() - began);

@@ -191,7 +191,27 @@ def update_batch_keeping(
         f"       FOR NO KEY UPDATE OF {name}\n), kept AS (\n"
         f"    INSERT INTO {kept.name} ({stored}) SELECT {stored} FROM batch\n"
         f"    ON CONFLICT ({kept.keys}) DO UPDATE SET {again}\n)\n"
-        f"UPDATE {kept.table.sql} SET {assignments}\n  FROM batch WHERE {joined}"
+        # The range again, else each row is looked up by its key.
+        f"UPDATE {kept.table.sql} SET {assignments}\n"
+        f"  FROM batch WHERE {joined}\n   AND {BATCH_MARK}"
+    )
+
+
+def update_batch_returning(
+    backfill: Backfill, expressions: Mapping[str, str], guard: str | None, kept: Kept
+) -> str:
+    """As :func:`update_batch_keeping`, where PostgreSQL (18) gives back what it replaced."""
+    name = quote(kept.table.name)
+    update = update_batch(backfill, expressions, guard)
+    keys = ", ".join(f"{name}.{quote(part)}" for part in kept.key)
+    values = [
+        f"OLD.{quote(c)} AS {kept.before(c)}, NEW.{quote(c)} AS {kept.after(c)}" for c in kept.types
+    ]
+    again = ", ".join(f"{kept.after(c)} = excluded.{kept.after(c)}" for c in kept.types)
+    return (
+        f"WITH changed AS (\n{update}\nRETURNING {keys}, {', '.join(values)}\n)\n"
+        f"INSERT INTO {kept.name} SELECT * FROM changed\n"
+        f"ON CONFLICT ({kept.keys}) DO UPDATE SET {again}"
     )
 
 

@@ -1,6 +1,6 @@
 """Map manufacturer of flights.planes to maker.
 
-Revision ID: 3331c7545aa8
+Revision ID: 964fafe16a0d
 Revises:
 Create Date: (when it was rendered)
 
@@ -34,7 +34,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "3331c7545aa8"
+revision = "964fafe16a0d"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -78,8 +78,8 @@ def downgrade() -> None:
     """Undo: map manufacturer of flights.planes to maker."""
     with own_commits():
         preflight("downgrade", MAKER_NOT_EDITED_SINCE_THE_UPGRADE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_3331c7545aa8 ON flights.planes")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_3331c7545aa8()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_964fafe16a0d ON flights.planes")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_964fafe16a0d()")
         step("ALTER TABLE IF EXISTS flights.planes DROP COLUMN IF EXISTS maker")
         forget()
 
@@ -109,7 +109,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_3331c7545aa8() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_964fafe16a0d() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -128,9 +128,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_3331c7545aa8
+CREATE OR REPLACE TRIGGER zz_datamig_964fafe16a0d
 BEFORE INSERT OR UPDATE OF manufacturer ON flights.planes
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_3331c7545aa8()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_964fafe16a0d()
 """
 
 MAKER_LEFT = f"""
@@ -618,7 +618,9 @@ LOOP
 
         -- Short batches while others write to the table: they may have to wait for our row locks.
         IF EXISTS (SELECT FROM pg_locks WHERE relation = ANY (run.tables)
-                      AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()) THEN
+                      AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()
+                      AND pid NOT IN (SELECT r.pid FROM datamig.run AS r WHERE r.pid > 0
+                                         AND r.revision = run.revision)) THEN
             run.busy_at := began;
         END IF;
         seconds := extract(epoch FROM clock_timestamp() - began);

@@ -1,6 +1,6 @@
 """Map status of guide.user to state.
 
-Revision ID: a84e38a72ab9
+Revision ID: b93b69149c79
 Revises:
 Create Date: (when it was rendered)
 
@@ -43,7 +43,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "a84e38a72ab9"
+revision = "b93b69149c79"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -97,8 +97,8 @@ def downgrade() -> None:
     """Undo: map status of guide.user to state."""
     with own_commits():
         preflight("downgrade", STATE_NOT_EDITED_SINCE_THE_UPGRADE)
-        step('DROP TRIGGER IF EXISTS zz_datamig_a84e38a72ab9 ON guide."user"')
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_a84e38a72ab9()")
+        step('DROP TRIGGER IF EXISTS zz_datamig_b93b69149c79 ON guide."user"')
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_b93b69149c79()")
         step('ALTER TABLE IF EXISTS guide."user" DROP COLUMN IF EXISTS state')
         step("DROP TYPE IF EXISTS guide.user_state")
         forget()
@@ -174,7 +174,7 @@ $datamig$
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_a84e38a72ab9() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_b93b69149c79() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -193,9 +193,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_a84e38a72ab9
+CREATE OR REPLACE TRIGGER zz_datamig_b93b69149c79
 BEFORE INSERT OR UPDATE OF status ON guide."user"
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_a84e38a72ab9()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_b93b69149c79()
 """
 
 STATE_LEFT = f"""
@@ -739,7 +739,9 @@ LOOP
 
         -- Short batches while others write to the table: they may have to wait for our row locks.
         IF EXISTS (SELECT FROM pg_locks WHERE relation = ANY (run.tables)
-                      AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()) THEN
+                      AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()
+                      AND pid NOT IN (SELECT r.pid FROM datamig.run AS r WHERE r.pid > 0
+                                         AND r.revision = run.revision)) THEN
             run.busy_at := began;
         END IF;
         seconds := extract(epoch FROM clock_timestamp() - began);

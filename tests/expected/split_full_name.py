@@ -1,6 +1,6 @@
 """Split full_name of players.player into first_name and last_name.
 
-Revision ID: f1d9aa85471c
+Revision ID: fbd3b55605a8
 Revises:
 Create Date: (when it was rendered)
 
@@ -40,7 +40,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "f1d9aa85471c"
+revision = "fbd3b55605a8"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -100,8 +100,8 @@ def downgrade() -> None:
     """Undo: split full_name of players.player into first_name and last_name."""
     with own_commits():
         preflight("downgrade", FIRST_NAME_AND_LAST_NAME_NOT_EDITED_SINCE_THE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_f1d9aa85471c ON players.player")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_f1d9aa85471c()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_fbd3b55605a8 ON players.player")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_fbd3b55605a8()")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS last_name")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS first_name")
         forget()
@@ -168,7 +168,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_f1d9aa85471c() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_fbd3b55605a8() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -188,9 +188,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_f1d9aa85471c
+CREATE OR REPLACE TRIGGER zz_datamig_fbd3b55605a8
 BEFORE INSERT OR UPDATE OF full_name ON players.player
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_f1d9aa85471c()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_fbd3b55605a8()
 """
 
 FIRST_NAME_LAST_NAME_LEFT = f"""
@@ -722,7 +722,9 @@ LOOP
 
         -- Short batches while others write to the table: they may have to wait for our row locks.
         IF EXISTS (SELECT FROM pg_locks WHERE relation = ANY (run.tables)
-                      AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()) THEN
+                      AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()
+                      AND pid NOT IN (SELECT r.pid FROM datamig.run AS r WHERE r.pid > 0
+                                         AND r.revision = run.revision)) THEN
             run.busy_at := began;
         END IF;
         seconds := extract(epoch FROM clock_timestamp() - began);
