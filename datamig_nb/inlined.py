@@ -404,9 +404,10 @@ LOOP
                    max(pg_relation_size(oid)) / current_setting('block_size')::integer
               INTO run.tables, run.total, last_page FROM pg_class JOIN tree ON oid = id;
             run.passes := CASE WHEN run.rounds = 0 AND run.woven IS NOT NULL AND last_page >= 1000
+                                    AND cardinality(run.tables) = 1
                                THEN {PASSES} ELSE 1 END;
             run.walked_by := CASE WHEN run.passes > 1 THEN '{{ctid}}' ELSE run.key END;
-            run.page_rows := greatest(1, coalesce(run.total, 0) / greatest(1, last_page));
+            run.page_rows := greatest(1, coalesce(run.total, 60 * last_page) / greatest(1, last_page));
             IF run.passes > 1 THEN  -- one of several connections has its part of the pages
                 run.page_window := last_page * (run.part - 1) / run.connections;
                 run.cursor := quote_literal(format('(%s,0)', run.page_window));
@@ -437,6 +438,7 @@ LOOP
             END IF;
             IF n <= 0 OR run.rounds >= {ATTEMPTS} THEN
                 run.status := 'succeeded';
+                run.note := CASE WHEN n > 0 THEN n || ' rows written meanwhile are not done' END;
             ELSE
                 run.rounds := run.rounds + 1;
                 run.cursor := NULL;
@@ -499,7 +501,7 @@ LOOP
                                     ' the lock', run.error);
             END IF;
             EXIT batch;
-        ELSIF state ~ '^(22|23|P0001)' AND run.suspects <> 1 THEN
+        ELSIF state ~ '^(22|23|P0001)' AND (run.suspects = 0 OR n > 1) THEN
             -- A row in here cannot be done: half of them next, until it is found.
             EXECUTE format('SELECT count(*) FROM %s WHERE %s', run.relation, span)
                INTO run.suspects;
