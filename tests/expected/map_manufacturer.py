@@ -1,6 +1,6 @@
 """Map manufacturer of flights.planes to maker.
 
-Revision ID: e79171f82def
+Revision ID: cacd9226f660
 Revises:
 Create Date: (when it was rendered)
 
@@ -21,8 +21,6 @@ for a lock longer than LOCK_TIMEOUT or holds a strong one while it reads the tab
 Written by datamig_nb; needs Alembic and PostgreSQL 14 or newer, nothing else.
 """
 
-# flake8: noqa: E501
-
 from __future__ import annotations
 
 import logging
@@ -36,7 +34,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "e79171f82def"
+revision = "cacd9226f660"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -80,8 +78,8 @@ def downgrade() -> None:
     """Undo: map manufacturer of flights.planes to maker."""
     with own_commits():
         preflight("downgrade", MAKER_NOT_EDITED_SINCE_THE_UPGRADE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_e79171f82def ON flights.planes")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_e79171f82def()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_cacd9226f660 ON flights.planes")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_cacd9226f660()")
         step("ALTER TABLE IF EXISTS flights.planes DROP COLUMN IF EXISTS maker")
         forget()
 
@@ -111,7 +109,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_e79171f82def() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_cacd9226f660() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -130,9 +128,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_e79171f82def
+CREATE OR REPLACE TRIGGER zz_datamig_cacd9226f660
 BEFORE INSERT OR UPDATE OF manufacturer ON flights.planes
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_e79171f82def()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_cacd9226f660()
 """
 
 MAKER_LEFT = f"""
@@ -491,7 +489,8 @@ LOOP
                                     AND cardinality(run.tables) = 1
                                THEN {PASSES} ELSE 1 END;
             run.walked_by := CASE WHEN run.passes > 1 THEN '{{ctid}}' ELSE run.key END;
-            run.page_rows := greatest(1, coalesce(run.total, 60 * last_page) / greatest(1, last_page));
+            run.page_rows := greatest(1, coalesce(run.total, 60 * last_page)
+                                         / greatest(1, last_page));
             IF run.passes > 1 THEN  -- one of several connections has its part of the pages
                 run.page_window := last_page * (run.part - 1) / run.connections;
                 run.cursor := quote_literal(format('(%s,0)', run.page_window));

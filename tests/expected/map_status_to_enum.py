@@ -1,6 +1,6 @@
 """Map status of guide.user to state.
 
-Revision ID: 9a44e04f650d
+Revision ID: 3005b1855180
 Revises:
 Create Date: (when it was rendered)
 
@@ -43,7 +43,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "9a44e04f650d"
+revision = "3005b1855180"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -97,8 +97,8 @@ def downgrade() -> None:
     """Undo: map status of guide.user to state."""
     with own_commits():
         preflight("downgrade", STATE_NOT_EDITED_SINCE_THE_UPGRADE)
-        step('DROP TRIGGER IF EXISTS zz_datamig_9a44e04f650d ON guide."user"')
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_9a44e04f650d()")
+        step('DROP TRIGGER IF EXISTS zz_datamig_3005b1855180 ON guide."user"')
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_3005b1855180()")
         step('ALTER TABLE IF EXISTS guide."user" DROP COLUMN IF EXISTS state')
         step("DROP TYPE IF EXISTS guide.user_state")
         forget()
@@ -174,7 +174,7 @@ $datamig$
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_9a44e04f650d() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_3005b1855180() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -193,9 +193,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_9a44e04f650d
+CREATE OR REPLACE TRIGGER zz_datamig_3005b1855180
 BEFORE INSERT OR UPDATE OF status ON guide."user"
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_9a44e04f650d()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_3005b1855180()
 """
 
 STATE_LEFT = f"""
@@ -610,7 +610,8 @@ LOOP
                                     AND cardinality(run.tables) = 1
                                THEN {PASSES} ELSE 1 END;
             run.walked_by := CASE WHEN run.passes > 1 THEN '{{ctid}}' ELSE run.key END;
-            run.page_rows := greatest(1, coalesce(run.total, 60 * last_page) / greatest(1, last_page));
+            run.page_rows := greatest(1, coalesce(run.total, 60 * last_page)
+                                         / greatest(1, last_page));
             IF run.passes > 1 THEN  -- one of several connections has its part of the pages
                 run.page_window := last_page * (run.part - 1) / run.connections;
                 run.cursor := quote_literal(format('(%s,0)', run.page_window));

@@ -1,6 +1,6 @@
 """Split full_name of players.player into first_name and last_name.
 
-Revision ID: ada2ca29fe81
+Revision ID: 1f86ad319667
 Revises:
 Create Date: (when it was rendered)
 
@@ -40,7 +40,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "ada2ca29fe81"
+revision = "1f86ad319667"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -100,8 +100,8 @@ def downgrade() -> None:
     """Undo: split full_name of players.player into first_name and last_name."""
     with own_commits():
         preflight("downgrade", FIRST_NAME_AND_LAST_NAME_NOT_EDITED_SINCE_THE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_ada2ca29fe81 ON players.player")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_ada2ca29fe81()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_1f86ad319667 ON players.player")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_1f86ad319667()")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS last_name")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS first_name")
         forget()
@@ -168,7 +168,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_ada2ca29fe81() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_1f86ad319667() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -188,9 +188,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_ada2ca29fe81
+CREATE OR REPLACE TRIGGER zz_datamig_1f86ad319667
 BEFORE INSERT OR UPDATE OF full_name ON players.player
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_ada2ca29fe81()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_1f86ad319667()
 """
 
 FIRST_NAME_LAST_NAME_LEFT = f"""
@@ -593,7 +593,8 @@ LOOP
                                     AND cardinality(run.tables) = 1
                                THEN {PASSES} ELSE 1 END;
             run.walked_by := CASE WHEN run.passes > 1 THEN '{{ctid}}' ELSE run.key END;
-            run.page_rows := greatest(1, coalesce(run.total, 60 * last_page) / greatest(1, last_page));
+            run.page_rows := greatest(1, coalesce(run.total, 60 * last_page)
+                                         / greatest(1, last_page));
             IF run.passes > 1 THEN  -- one of several connections has its part of the pages
                 run.page_window := last_page * (run.part - 1) / run.connections;
                 run.cursor := quote_literal(format('(%s,0)', run.page_window));
