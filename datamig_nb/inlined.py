@@ -18,7 +18,7 @@ from typing import Any
 
 from alembic import op
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
 revision = "inlined"
 
@@ -53,10 +53,8 @@ def own_commits() -> Generator[None]:
             if op.get_context().as_sql:
                 execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
                 execute("SET client_connection_check_interval = '2s'")  # a killed psql ends the run
-            else:  # a pooler may give each transaction another session: nothing is prepared there
-                driver: Any = op.get_bind().connection.driver_connection
-                if hasattr(driver, "prepare_threshold"):
-                    driver.prepare_threshold = None
+            else:
+                prepare_nothing(op.get_bind())
             for statement in ("CREATE SCHEMA IF NOT EXISTS datamig", RUN, QUARANTINE):
                 step(statement)
             yield
@@ -77,15 +75,36 @@ def own_commits() -> Generator[None]:
         ) from cause
 
 
+def prepare_nothing(bind: Any) -> None:
+    """A pooler may give each transaction another session."""
+    if hasattr(bind.connection.driver_connection, "prepare_threshold"):
+        bind.connection.driver_connection.prepare_threshold = None
+
+
 def preflight(way: str, *checks: str) -> None:
     """Check before the first write; a run that goes on after a stop was checked when it began."""
-    begun = f"SELECT FROM datamig.run WHERE (revision, step) = ('{revision}', '{way}')"
+    this = f"(revision, step, part) = ('{revision}', '{way}', 0)"
+    story["done"] = 0
     for check in checks:
-        require(check, unless=begun)
-    execute(
-        "INSERT INTO datamig.run (revision, step, part)"
-        f" VALUES ('{revision}', '{way}', 0) ON CONFLICT DO NOTHING"
-    )
+        require(check, unless=f"SELECT FROM datamig.run WHERE {this}")
+    execute(f"""
+INSERT INTO datamig.run AS run (revision, step, part, pid)
+VALUES ('{revision}', '{way}', 0, pg_backend_pid())
+ON CONFLICT (revision, step, part) DO UPDATE
+   SET pid = excluded.pid, heartbeat_at = excluded.heartbeat_at,
+       status = CASE run.status WHEN 'paused' THEN 'paused' ELSE 'running' END""")
+    done = execute(f"SELECT batches FROM datamig.run WHERE {this}")
+    story.update(this=this, at=0, done=done.scalar_one() if done else 0)
+
+
+# The run's row, this call's place in the story, and that of the last one not to be done again.
+story = dict[str, Any](this="", at=0, done=0)
+
+
+def passed() -> bool:
+    """Whether an earlier run got beyond this call of the story."""
+    story["at"] += 1
+    return story["at"] <= story["done"]
 
 
 def remember(name: str, value: str) -> None:
@@ -98,6 +117,8 @@ def remember(name: str, value: str) -> None:
 
 def require(check: str, unless: str = "SELECT WHERE FALSE") -> None:
     """Refuse to go on while the check's query returns rows; its first line says what holds."""
+    if passed():
+        return
     name = check.strip().splitlines()[0].removeprefix("-- ")
     message = quoted(
         f"{revision} stopped, for it requires: {name.replace('%', '%%')}; % rows fail, the first %;"
@@ -133,10 +154,16 @@ def finish() -> None:
 def forget() -> None:
     """Remove what was noted of the upgrade, so that it can start afresh."""
     execute(f"DELETE FROM datamig.run WHERE revision = '{revision}' AND step <> 'downgrade'")
+    execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE revision = '{revision}'")
 
 
-def step(statement: str) -> None:
-    """Make one change in a transaction of its own; wait for its lock briefly, and again."""
+def step(statement: str, check: str = "", undo: str = "", once: str = "SELECT") -> None:
+    """Make one change in a transaction of its own; wait for its lock briefly, and again.
+
+    Where rows are in the way, it is undone, and the check tells which ones.
+    """
+    if passed():
+        return
     if op.get_context().as_sql:
         execute(statement)
         return
@@ -145,7 +172,11 @@ def step(statement: str) -> None:
             with transaction():
                 execute(f"SELECT pg_advisory_xact_lock(hashtext('{revision}'))")  # if run twice
                 execute(statement)
+                execute(once)
             return
+        except IntegrityError:
+            rows_in_the_way(check, undo)
+            raise
         except DBAPIError as error:
             driver = getattr(error, "orig", None)
             state = getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None)
@@ -160,6 +191,32 @@ def step(statement: str) -> None:
             wait = random.uniform(0.5, 1.0) * min(10.0, 0.1 * 2**attempt)
             log.warning("%s, attempt %d, again in %.1f s", reason, attempt, wait)
             time.sleep(wait)
+
+
+def step_once(statement: str) -> None:
+    """A step that takes away what the story before it needs: from here on that is not repeated."""
+    step(
+        statement, once=f"UPDATE datamig.run SET batches = {story['at'] + 1} WHERE {story['this']}"
+    )
+
+
+def step_outside(statement: str, check: str = "", undo: str = "") -> None:
+    """A step that PostgreSQL does CONCURRENTLY, in no transaction; its locks stop nobody."""
+    if passed():
+        return
+    try:
+        execute(statement)
+    except IntegrityError:
+        rows_in_the_way(check, undo)
+        raise
+
+
+def rows_in_the_way(check: str, undo: str) -> None:
+    """Undo what would refuse every change of these rows, and name them."""
+    if undo:
+        execute(undo)
+    if check:
+        require(check)
 
 
 @contextmanager
@@ -181,6 +238,8 @@ def transaction() -> Generator[None]:
 
 def run_batches(name: str, table: str, key: tuple[str, ...], work: str, **more: object) -> None:
     """Walk a table batch by batch; where an earlier run stopped, its row of datamig.run knows."""
+    if passed():
+        return
     begin(name, 1, table, key, work=work, **more)
     go_on(name, 1)
 
@@ -189,6 +248,8 @@ def run_in_parallel(
     name: str, table: str, key: tuple[str, ...], work: str, connections: int, **more: object
 ) -> None:
     """Walk parts of a table's pages at once; what another connection left, this one does."""
+    if passed():
+        return
     look_back = {"remaining": more.pop("remaining"), "cursor": "(0,0)", "stop": "(0,0)"}
     parts, ended = range(1, connections + 1), Event()
     for part in parts:
@@ -196,6 +257,7 @@ def run_in_parallel(
 
     def help_out(part: int, engine: Engine) -> None:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as other:
+            prepare_nothing(other)
             go_on(name, part, other, ended)
 
     with ThreadPoolExecutor() as pool:
@@ -216,11 +278,13 @@ def begin(name: str, part: int, table: str, key: tuple[str, ...], **given: objec
     """Note what is to be done; what an earlier run noted of its progress stays."""
     given = {"heap": table, "relation": table, **given}
     execute(f"""
-INSERT INTO datamig.run AS run (revision, step, part, batch_rows, key, {", ".join(given)})
-VALUES ('{revision}', {quoted(name)}, {part}, {FIRST_BATCH_ROWS},
-        ARRAY[{", ".join(map(quoted, key))}], {", ".join(map(quoted, given.values()))})
+INSERT INTO datamig.run AS run (revision, step, part, batch_rows, key, {", ".join(given)}, status)
+SELECT '{revision}', {quoted(name)}, {part}, {FIRST_BATCH_ROWS},
+       ARRAY[{", ".join(map(quoted, key))}], {", ".join(map(quoted, given.values()))},
+       coalesce(max(status), 'running') FROM datamig.run
+ WHERE revision = '{revision}' AND part = 0 AND status IN ('paused', 'cancelled')
 ON CONFLICT (revision, step, part) DO UPDATE SET retries = 0, rounds = 0, error = NULL,
-       status = CASE run.status WHEN 'paused' THEN 'paused' ELSE 'running' END""")
+       status = CASE run.status WHEN 'paused' THEN 'paused' ELSE excluded.status END""")
 
 
 def go_on(name: str, part: int, bind: Any = None, ended: Event | None = None) -> None:
@@ -347,9 +411,12 @@ LOOP
                    max(pg_relation_size(oid)) / current_setting('block_size')::integer
               INTO run.tables, run.total, last_page FROM pg_class JOIN tree ON oid = id;
             run.passes := CASE WHEN run.rounds = 0 AND run.woven IS NOT NULL
-                                AND last_page >= {WOVEN_FROM_PAGES} THEN {PASSES} ELSE 1 END;
+                                    AND last_page >= {WOVEN_FROM_PAGES}
+                                    AND cardinality(run.tables) = 1
+                               THEN {PASSES} ELSE 1 END;
             run.walked_by := CASE WHEN run.passes > 1 THEN '{{ctid}}' ELSE run.key END;
-            run.page_rows := greatest(1, coalesce(run.total, 0) / greatest(1, last_page));
+            run.page_rows := greatest(1, coalesce(run.total, 60 * last_page)
+                                         / greatest(1, last_page));
             IF run.passes > 1 THEN  -- one of several connections has its part of the pages
                 run.page_window := last_page * (run.part - 1) / run.connections;
                 run.cursor := quote_literal(format('(%s,0)', run.page_window));
@@ -380,6 +447,7 @@ LOOP
             END IF;
             IF n <= 0 OR run.rounds >= {ATTEMPTS} THEN
                 run.status := 'succeeded';
+                run.note := CASE WHEN n > 0 THEN n || ' rows written meanwhile are not done' END;
             ELSE
                 run.rounds := run.rounds + 1;
                 run.cursor := NULL;
@@ -442,7 +510,7 @@ LOOP
                                     ' the lock', run.error);
             END IF;
             EXIT batch;
-        ELSIF state ~ '^(22|23|P0001)' AND run.suspects <> 1 THEN
+        ELSIF state ~ '^(22|23|P0001)' AND (run.suspects = 0 OR n > 1) THEN
             -- A row in here cannot be done: half of them next, until it is found.
             EXECUTE format('SELECT count(*) FROM %s WHERE %s', run.relation, span)
                INTO run.suspects;
@@ -479,7 +547,9 @@ LOOP
 
         -- Short batches while others write to the table: they may have to wait for our row locks.
         IF EXISTS (SELECT FROM pg_locks WHERE relation = ANY (run.tables)
-                      AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()) THEN
+                      AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()
+                      AND pid NOT IN (SELECT r.pid FROM datamig.run AS r WHERE r.pid > 0
+                                         AND r.revision = run.revision)) THEN
             run.busy_at := began;
         END IF;
         seconds := extract(epoch FROM clock_timestamp() - began);

@@ -397,9 +397,10 @@ def _of_migration(migration: Migration, name: TableName) -> list[_Condition]:
                         "change the expression or the constraint",
                     )
                 )
-            case ops.AlterColumnOp(table_name=table, schema=schema, column_name=column) if (
-                TableName(schema, table) == name and (name, column) not in known
-            ):  # else a check before the first write has counted them
+            case ops.AlterColumnOp(
+                table_name=table, schema=schema, column_name=column, modify_nullable=False
+            ) if TableName(schema, table) == name and (name, column) not in known:
+                # else a check before the first write has counted them
                 found.append(
                     _Condition(
                         f"{quote(column)} IS NULL",

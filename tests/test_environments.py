@@ -17,7 +17,8 @@ import sqlalchemy as sa
 
 from datamig_nb.checks import no_nulls
 from datamig_nb.database import Database, connect
-from datamig_nb.migration import Migration, add_column, alter_column, create_check_constraint
+from datamig_nb.migration import Migration
+from datamig_nb.operations import add_column, alter_column, create_check_constraint
 from datamig_nb.render import render
 from datamig_nb.steps import backfill, keep_in_step
 from tests.alembic_project import AlembicProject, Outcome, make_project
@@ -313,7 +314,7 @@ def test_the_version_table_may_lie_in_another_schema(
 
 
 @pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed")
-@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "psycopg_async"])
 def test_through_pgbouncer_each_transaction_may_reach_another_session(
     shop: Database, tmp_path: Path, driver: str
 ) -> None:

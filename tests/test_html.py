@@ -15,7 +15,8 @@ from datamig_nb import display, html
 from datamig_nb.checks import check, no_nulls
 from datamig_nb.display import Shown, to_html
 from datamig_nb.export import Export
-from datamig_nb.migration import Migration, add_column, create_enum
+from datamig_nb.migration import Migration
+from datamig_nb.operations import add_column, create_enum
 from datamig_nb.preview import BackfillPreview, Hazard, MapRow, Preview, SampleRow
 from datamig_nb.profile import (
     Alert,
