@@ -215,10 +215,12 @@ class Draft:
             update = statements.update_batch(step, expressions, plan.guard)
         more = walks.options(step.walk, self._hold(step))
         if plan.look_back is not None:
-            left = self.constant(
-                f"{' '.join(step.assign)} left", statements.remaining(step, plan.look_back)
-            )
-            more["remaining"] = left
+            aside = None
+            if step.walk.quarantine_rows is not None:
+                key = self._key(step, plan)
+                aside = statements.is_set_aside(ID, self._walk_name(step), key)
+            left = statements.remaining(step, plan.look_back, aside)
+            more["remaining"] = self.constant(f"{' '.join(step.assign)} left", left)
         if plan.woven is not None and not kept:
             more["woven"] = _text(plan.woven)
             if step.walk.connections > 1:

@@ -89,11 +89,27 @@ def update_batch(backfill: Backfill, expressions: Mapping[str, str], guard: str 
     return f"UPDATE {backfill.table.sql}\n   SET {assignments}{source}\n WHERE {where}"
 
 
-def remaining(backfill: Backfill, guard: str) -> str:
-    """Count the rows of a backfill that are not done yet."""
+def remaining(backfill: Backfill, guard: str, set_aside: str | None = None) -> str:
+    """Count the rows of a backfill that are not done yet; ``set_aside`` is met by those that wait.
+
+    The values of a row that was set aside are not asked for: they may be what cannot be had.
+    """
     source = "" if backfill.using is None else f", {backfill.using}"
-    where = _conditions(_parenthesised(backfill.on), _parenthesised(backfill.where), guard)
+    if set_aside is not None:
+        guard = _conditions(_parenthesised(backfill.where), guard)
+        guard = f"CASE WHEN {set_aside} THEN FALSE\n            ELSE {indent(guard, 5)} END"
+        where = _conditions(_parenthesised(backfill.on), guard)
+    else:
+        where = _conditions(_parenthesised(backfill.on), _parenthesised(backfill.where), guard)
     return f"SELECT count(*) FROM {backfill.table.sql}{source}\n WHERE {where}"
+
+
+def is_set_aside(revision: str, walk: str, key: Sequence[str]) -> str:
+    """Condition: the walk has set the row of this key aside."""
+    return (
+        f"ROW({', '.join(key)})::text IN (SELECT key FROM datamig.quarantine\n"
+        f"             WHERE (revision, step) = ({literal(revision)}, {literal(walk)}))"
+    )
 
 
 def partners(backfill: Backfill, key: Sequence[str]) -> str:
