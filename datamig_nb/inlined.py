@@ -324,6 +324,7 @@ DECLARE
     run datamig.run;  began timestamptz;  seconds float8;  busy boolean;  batch_rows bigint;
     n bigint;  done bigint;  state text;  page bigint;  last_page bigint;
     key text;  key_text text;  span text;  ending text;  upper text;
+    until timestamptz := {until};
 BEGIN
 LOOP
     began := clock_timestamp();
@@ -504,7 +505,7 @@ LOOP
            heartbeat_at = clock_timestamp()
      WHERE (r.revision, r.step, r.part) = (run.revision, run.step, run.part);
     COMMIT;
-    EXIT WHEN run.status NOT IN ('running', 'paused') OR clock_timestamp() >= {until};
+    EXIT WHEN run.status NOT IN ('running', 'paused') OR clock_timestamp() >= until;
     PERFORM pg_sleep(run.rest);
 END LOOP;
 END
