@@ -20,12 +20,24 @@ from datamig_nb.database import Database, connect
 from datamig_nb.errors import DatamigError
 from datamig_nb.export import Export, export, verify
 from datamig_nb.html import save_html  # its module registers what Jupyter shows
-from datamig_nb.migration import (
-    Migration,
+from datamig_nb.migration import Migration
+from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step
+from datamig_nb.operations import (
     add_column,
     alter_column,
     create_check_constraint,
     create_enum,
+    create_foreign_key,
+    create_index,
+    create_primary_key,
+    create_table,
+    create_unique_constraint,
+    drop_column,
+    drop_constraint,
+    drop_index,
+    drop_table,
+    rename_table,
+    sql,
 )
 from datamig_nb.patterns import map_values, split_column
 from datamig_nb.preview import Preview, preview
@@ -34,7 +46,6 @@ from datamig_nb.project import create_project
 from datamig_nb.rehearse import Rehearsal, rehearse
 from datamig_nb.render import Revision, render
 from datamig_nb.set_aside import SetAside, conflicts, quarantined
-from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step, sql
 from datamig_nb.validate import ValidationReport, validate
 from datamig_nb.watch import Runs, RunState, cancel, pause, resume, runs
 
@@ -64,8 +75,17 @@ __all__ = [
     "connect",
     "create_check_constraint",
     "create_enum",
+    "create_foreign_key",
+    "create_index",
+    "create_primary_key",
     "create_project",
+    "create_table",
+    "create_unique_constraint",
     "delete_rows",
+    "drop_column",
+    "drop_constraint",
+    "drop_index",
+    "drop_table",
     "export",
     "insert_rows",
     "keep_in_step",
@@ -78,6 +98,7 @@ __all__ = [
     "profile",
     "quarantined",
     "rehearse",
+    "rename_table",
     "render",
     "resume",
     "rows_check",

@@ -11,14 +11,19 @@ import sqlalchemy as sa
 from alembic.operations import ops
 from sqlalchemy.dialects import postgresql
 
-from datamig_nb import statements
-from datamig_nb.checks import Check, RowCheck
-from datamig_nb.database import Column, Database, Table, read_table
+from datamig_nb import ddl, statements
+from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
+from datamig_nb.database import Column, Database, Table, read_table, run
 from datamig_nb.errors import ExpressionError, MigrationError
-from datamig_nb.migration import Migration, Step, added_columns
-from datamig_nb.names import TableName, literal
+from datamig_nb.migration import CreateEnum, Migration, Step, added_columns, step_table
+from datamig_nb.steps import BackUp, Backfill, DeleteRows, InsertRows, KeepInStep, Sql
+from datamig_nb.names import TableName, literal, sqlalchemy_dialect
+from datamig_nb.preflight import definition_query
 from datamig_nb.preview_sql import ColumnType
-from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep
+from datamig_nb.stages import Found
+
+#: Rows of a table that the migration is going to create.
+NOT_YET = -2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,8 @@ class Catalog:
     volatile: frozenset[str] = frozenset()
     #: Columns of each query whose rows are inserted.
     selected: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    #: What the schema steps need to know, by their number in the migration, from 0.
+    found: Mapping[int, Found] = field(default_factory=dict[int, Found])
 
     def table(self, name: TableName) -> Table:
         """The table of that name."""
@@ -67,7 +74,7 @@ class Catalog:
         not_null = {
             (TableName(step.schema, step.table_name), step.column_name)
             for step in migration.steps
-            if isinstance(step, ops.AlterColumnOp)
+            if isinstance(step, ops.AlterColumnOp) and step.modify_nullable is False
         }
         found: list[RowCheck] = []
         for step in migration.backfills:
@@ -104,17 +111,22 @@ def read_catalog(db: Database, migration: Migration) -> Catalog:
         If a column to be added is there already, or an expression reads a column that its own
         step sets, so that doing a row twice would change it twice.
     """
+    made = _made_tables(migration)
     names = dict.fromkeys(name for step in migration.steps for name in _tables(step))
     with db.read_only(f"reading the catalog for {migration.name!r}") as connection:
         catalog = Catalog(
             major=db.major,
-            tables={name: read_table(connection, name) for name in names},
+            tables={name: made.get(name) or read_table(connection, name) for name in names},
             added=added_columns(migration),
         )
         _require_absent(catalog)
         catalog = replace(
             catalog,
             volatile=_volatile(connection, migration),
+            found={
+                number: _found(connection, step, catalog)
+                for number, step in enumerate(migration.steps)
+            },
             selected={
                 step.select: _selected(connection, step)
                 for step in migration.steps
@@ -122,7 +134,7 @@ def read_catalog(db: Database, migration: Migration) -> Catalog:
             },
         )
         for step in migration.steps:
-            if isinstance(step, ops.AlterColumnOp):
+            if isinstance(step, ops.AlterColumnOp) and step.modify_nullable is False:
                 _require_column(TableName(step.schema, step.table_name), step.column_name, catalog)
             if isinstance(step, Backfill | KeepInStep):
                 _require_columns(step, catalog)
@@ -149,6 +161,7 @@ def _require_expression(
 ) -> None:
     """As :func:`require_expression`; what reads columns yet to be made is left to the rehearsal."""
     made = {column for columns in catalog.added.values() for column in columns}
+    made |= {name.name for name, known in catalog.tables.items() if known.estimated_rows == NOT_YET}
     if not statements.names_in(f"{expression} {using or ''}") & made:
         require_expression(connection, table, expression, using)
 
@@ -197,12 +210,60 @@ _RECORD = 2249  # the type oid of a row of several values
 
 def _tables(step: Step) -> tuple[TableName, ...]:
     match step:
-        case ops.AddColumnOp() | ops.AlterColumnOp() | ops.CreateCheckConstraintOp():
-            return (TableName(step.schema, step.table_name),)
         case Backfill() | KeepInStep() | RowCheck() | BackUp() | InsertRows() | DeleteRows():
             return (step.table,)
-        case _:
+        case QueryCheck() | Unchanged() | Sql() | CreateEnum():
             return ()
+        case ops.CreateTableOp() | ops.DropTableOp():
+            return ()
+        case _:
+            table = step_table(step)
+            return (table,) if table.name else ()
+
+
+def _made_tables(migration: Migration) -> dict[TableName, Table]:
+    """Tables that the migration creates, as they will be."""
+    made: dict[TableName, Table] = {}
+    for step in migration.steps:
+        if isinstance(step, ops.CreateTableOp):
+            table = ddl.table_of(step)
+            name = step_table(step)
+            made[name] = Table(
+                name=name,
+                columns=tuple(
+                    Column(
+                        name=column.name,
+                        type=column.type.compile(dialect=sqlalchemy_dialect()).lower(),
+                        not_null=not column.nullable,
+                        length=getattr(column.type, "length", None),
+                        generated=column.computed is not None,
+                        computed=column.computed is not None,
+                    )
+                    for column in table.columns
+                ),
+                key=tuple(column.name for column in table.primary_key.columns),
+                unique=(),
+                foreign_keys=(),
+                estimated_rows=NOT_YET,
+                total_bytes=0,
+            )
+        elif isinstance(step, ops.RenameTableOp) and step_table(step) in made:
+            new = TableName(step.schema, step.new_table_name)
+            made[new] = replace(made[step_table(step)], name=new)
+    return made
+
+
+def _found(connection: sa.Connection, step: Step, catalog: Catalog) -> Found:
+    """What the catalog says of the table of a schema step, and of what the step takes away."""
+    tables = [catalog.tables[name] for name in _tables(step) if name in catalog.tables]
+    query = definition_query(step)
+    row = None if query is None else run(connection, query).one_or_none()
+    return Found(
+        major=catalog.major,
+        partitioned=any(table.partitioned for table in tables),
+        key=tables[0].key if tables else (),
+        definition=None if row is None else tuple(row),
+    )
 
 
 def _require_absent(catalog: Catalog) -> None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from alembic.operations import Operations, ops
-from alembic.runtime.migration import MigrationContext
+from alembic.operations import ops
 
-from datamig_nb import inlined, statements, walks
+from datamig_nb import inlined, preflight, schema, sequence, statements, walks
 from datamig_nb.catalog import Catalog
-from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged, rows_check
+from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
 from datamig_nb.errors import MissingKeyError
-from datamig_nb.migration import CreateEnum, Migration, Step
+from datamig_nb.migration import Migration, Step
+from datamig_nb.steps import BackUp, Backfill, DeleteRows, InsertRows, KeepInStep, Sql
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.source import call, expression_constant, one_line, reference, statement_constant
-from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Sql
+from datamig_nb.stages import NoWayBack, Statement
 
 # Stands for the revision's id while the text is written: the id is a hash of that text.  It looks
 # like none, so that no expression holds it by chance.
@@ -107,9 +106,12 @@ class Draft:
         return _function("upgrade", self.migration.name, [*lines, "finish()"])
 
     def _preflight(self) -> list[str]:
-        checks = [_columns_not_there(table, names) for table, names in self.catalog.added.items()]
-        enums = [step.name for step in self.migration.steps if isinstance(step, CreateEnum)]
-        checks += [_type_not_there(name) for name in enums]
+        steps = self.migration.steps
+        checks: list[tuple[str, str]] = [
+            (condition.holds, condition.failing)
+            for number, step in enumerate(steps)
+            for condition in preflight.preflight(step, steps[:number])
+        ]
         checks += [
             self._failing(check)
             for check in (*self.migration.checks, *self.catalog.implied_checks(self.migration))
@@ -118,8 +120,7 @@ class Draft:
         checks += [self._failing(check) for check in self._checks_of_walks()]
         names = [self.check(*check) for check in checks]
         lines = [f"preflight({', '.join([_text('upgrade'), *names])})"]
-        figures = [step for step in self.migration.steps if isinstance(step, Unchanged)]
-        for figure in figures:
+        for figure in (step for step in steps if isinstance(step, Unchanged)):
             value = self.constant(figure.name, figure.value)
             lines.append(f"remember({_text(figure.name)}, {value})")
         return lines
@@ -149,18 +150,6 @@ class Draft:
 
     def _upgrade_step(self, step: Step) -> list[str]:
         match step:
-            case ops.AlterColumnOp(table_name=table, column_name=column, schema=schema):
-                return _set_not_null(TableName(schema, table).sql, column)
-            case ops.CreateCheckConstraintOp(table_name=table, schema=schema):
-                name, condition = str(step.constraint_name), str(step.condition)
-                failing = f"NOT ({condition})"
-                check = rows_check(f"{name} holds", TableName(schema, table), failing)
-                return [
-                    f"require({self.check(*self._failing(check))})",
-                    *_add_check(TableName(schema, table).sql, name, condition),
-                ]
-            case ops.AddColumnOp():
-                return [_step(_ddl(step))]
             case Backfill():
                 return self._backfill(step)
             case InsertRows():
@@ -169,18 +158,33 @@ class Draft:
                 return self._delete(step)
             case KeepInStep():
                 return self._keep_in_step(step)
-            case CreateEnum(name=name, labels=labels):
-                listed = ", ".join(map(literal, labels))
-                make = f"CREATE TYPE {name.sql} AS ENUM ({listed})"
-                return [f"step({self.constant(f'type {name.name}', _unless_type(name, make))})"]
-            case Sql(statement=statement):
-                return [f"step({self.constant('statement', statement)})"]
             case RowCheck(before=False) | QueryCheck(before=False):
                 return [f"require({self.check(*self._failing(step))})"]
             case Unchanged():
                 return [f"require({self.check(f'{step.name} unchanged', _differs_now(step))})"]
-            case _:
+            case BackUp() | RowCheck() | QueryCheck():
                 return []
+            case _:
+                found = self.catalog.found[self._number(step) - 1]
+                statements = schema.upgrade_statements(step, found)
+                return [self._statement(each, once=_takes_away(step)) for each in statements]
+
+    def _statement(self, statement: Statement, *, once: bool) -> str:
+        """The line of the story that sends a statement of a schema step."""
+        function = "step_once" if once else "step_outside" if statement.outside else "step"
+        arguments = [self._written(statement.sql)]
+        if statement.validates is not None:
+            arguments.append(self.check(*statement.validates))
+        if statement.on_failure is not None:
+            arguments.append(f"undo={self._written(statement.on_failure.sql)}")
+        return f"{function}({', '.join(arguments)})"
+
+    def _written(self, statement: str) -> str:
+        """A statement in its place where it is short, else the name of its constant."""
+        if "\n" not in statement and len(statement) <= 80:
+            return _text(statement)
+        words = re.sub(r"(?s)^DO \$datamig\$\nBEGIN\s+IF .*? THEN\s+", "", statement)
+        return self.constant(words[:60], statement)
 
     def _backfill(self, step: Backfill) -> list[str]:
         expressions = self.references(step)
@@ -336,9 +340,19 @@ class Draft:
                     return f"{', '.join(lost)} of {step.table} held values that were not kept"
             if isinstance(step, DeleteRows) and not step.keep:
                 return f"the rows deleted from {step.table} were not kept"
-            if isinstance(step, Sql) and step.undo is None:
-                return "a statement was sent that has no undo"
+            if isinstance(way := self._way_back_of(step), NoWayBack):
+                return way.reason
         return None
+
+    def _way_back_of(self, step: Step) -> tuple[Statement, ...] | NoWayBack:
+        """The statements that take a schema step back; () for other steps."""
+        if isinstance(step, Backfill | InsertRows | DeleteRows | KeepInStep | BackUp):
+            return ()
+        if isinstance(step, RowCheck | QueryCheck | Unchanged):
+            return ()
+        if sequence.goes_with_another(step, self.migration.steps):
+            return ()
+        return schema.downgrade_statements(step, self.catalog.found[self._number(step) - 1])
 
     @property
     def way_back(self) -> str:
@@ -414,37 +428,22 @@ class Draft:
 
     def _downgrade_step(self, step: Step) -> list[str]:
         match step:
-            case ops.AddColumnOp():
-                drop = step.reverse()
-                drop.if_exists = True
-                return [_step(_ddl(drop))]
-            case ops.AlterColumnOp(table_name=table, column_name=column, schema=schema):
-                if column in self.catalog.added.get(TableName(schema, table), {}):
-                    return []  # goes with its column
-                return [_step(_ddl(step.reverse()))]
-            case ops.CreateCheckConstraintOp(table_name=table, schema=schema):
-                drop = ops.DropConstraintOp(
-                    step.constraint_name, table, schema=schema, if_exists=True
-                )
-                return [_step(_ddl(drop))]
             case KeepInStep(table=table):
                 name = quote(self._trigger(step))
                 return [
                     _step(f"DROP TRIGGER IF EXISTS {name} ON {table.sql}"),
                     _step(f"DROP FUNCTION IF EXISTS datamig.{name}()"),
                 ]
-            case CreateEnum(name=name):
-                return [_step(f"DROP TYPE IF EXISTS {name.sql}")]
             case Backfill():
                 return self._restore(step)
             case InsertRows():
                 return self._take_out(step)
             case DeleteRows():
                 return self._put_back(step)
-            case Sql(undo=str() as undo) if undo:
-                return [f"step({self.constant('undo', undo)})"]
             case _:
-                return []
+                statements = self._way_back_of(step)
+                assert not isinstance(statements, NoWayBack)  # else there is no downgrade
+                return [self._statement(each, once=_takes_away(step)) for each in statements]
 
     def _restore(self, step: Backfill) -> list[str]:
         kept = self._kept(step)
@@ -464,7 +463,7 @@ class Draft:
             ),
             "step(CONFLICT)",
             f"step({conflicts})",
-            _step(f"DROP TABLE {kept.name}"),
+            _step(f"DROP TABLE {kept.name}", once=True),
         ]
 
     def _take_out(self, step: InsertRows) -> list[str]:
@@ -484,7 +483,7 @@ class Draft:
                 work,
                 more,
             ),
-            _step(f"DROP TABLE {kept}"),
+            _step(f"DROP TABLE {kept}", once=True),
         ]
 
     def _put_back(self, step: DeleteRows) -> list[str]:
@@ -502,7 +501,7 @@ class Draft:
                 work,
                 more,
             ),
-            _step(f"DROP TABLE {kept}"),
+            _step(f"DROP TABLE {kept}", once=True),
         ]
 
 
@@ -515,60 +514,14 @@ def _function(name: str, purpose: str, statements: Sequence[str]) -> str:
     return f"{head}    with own_commits():\n{body}"
 
 
-def _step(statement: str) -> str:
-    return f"step({_text(statement)})"
+def _step(statement: str, *, once: bool = False) -> str:
+    return f"step{'_once' if once else ''}({_text(statement)})"
 
 
-def _ddl(operation: ops.MigrateOperation) -> str:
-    """The operation as Alembic writes it in SQL."""
-    buffer = io.StringIO()
-    options = {"as_sql": True, "output_buffer": buffer}
-    context = MigrationContext.configure(dialect_name="postgresql", opts=options)
-    Operations(context).invoke(operation)
-    return " ".join(buffer.getvalue().split()).removesuffix(";")
-
-
-def _set_not_null(table: str, column: str) -> list[str]:
-    """A CHECK that is proven first spares the scan under a strong lock."""
-    name, column = quote(f"{column}_not_null"[:63]), quote(column)
-    return [
-        *_add_check(table, f"{column}_not_null"[:63], f"{column} IS NOT NULL"),
-        _step(f"ALTER TABLE {table} ALTER COLUMN {column} SET NOT NULL"),
-        _step(f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}"),
-    ]
-
-
-def _add_check(table: str, name: str, condition: str) -> list[str]:
-    """For new rows first, then proven for the old ones without blocking writers."""
-    constraint = quote(name)
-    return [
-        _step(f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {constraint}"),
-        _step(f"ALTER TABLE {table} ADD CONSTRAINT {constraint} CHECK ({condition}) NOT VALID"),
-        _step(f"ALTER TABLE {table} VALIDATE CONSTRAINT {constraint}"),
-    ]
-
-
-def _columns_not_there(table: TableName, columns: Iterable[str]) -> tuple[str, str]:
-    listed = ", ".join(map(literal, columns))
-    return (
-        f"no column {' or '.join(columns)} yet",
-        f"SELECT attname FROM pg_attribute\n WHERE attrelid = {literal(table.sql)}::regclass"
-        f"\n   AND attname IN ({listed}) AND NOT attisdropped",
-    )
-
-
-def _type_not_there(name: TableName) -> tuple[str, str]:
-    """The downgrade drops the type: it must not be somebody else's."""
-    type = f"to_regtype({literal(name.sql)})"
-    return (f"no type {name} yet", f"SELECT {type} AS type\n WHERE {type} IS NOT NULL")
-
-
-def _unless_type(name: TableName, statement: str) -> str:
-    """A statement that a repeated run passes over when the type is there."""
-    return (
-        f"DO $datamig$\nBEGIN\n    IF to_regtype({literal(name.sql)}) IS NULL THEN\n"
-        f"        {statement};\n    END IF;\nEND\n$datamig$"
-    )
+def _takes_away(step: Step) -> bool:
+    """Whether the steps before it could not be done again after it."""
+    renames = isinstance(step, ops.AlterColumnOp) and step.modify_name is not None
+    return renames or isinstance(step, ops.DropColumnOp | ops.DropTableOp | ops.RenameTableOp | Sql)
 
 
 def _differs_now(figure: Unchanged) -> str:

@@ -7,11 +7,11 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import CompileError
 from sqlalchemy.sql import visitors
 
 from datamig_nb.errors import MigrationError
+from datamig_nb.names import sqlalchemy_dialect
 
 #: A SQL expression over one row: text, or a SQLAlchemy element.
 Expression: TypeAlias = "str | sa.ColumnElement[Any]"
@@ -56,13 +56,10 @@ def _compiled(element: sa.ColumnElement[Any]) -> str:
                 "a SQLAlchemy element with a subquery would lose the names of its tables",
                 "write the expression as text",
             )
-    # paramstyle "named" leaves % alone, which other styles double.
-    dialect = postgresql.dialect(paramstyle="named")
-    # SQLAlchemy 2.0 doubles backslashes until it has asked a server whether it should.
-    dialect._backslash_escapes = False  # pyright: ignore[reportPrivateUsage]
     try:
         compiled = element.compile(
-            dialect=dialect, compile_kwargs={"literal_binds": True, "include_table": False}
+            dialect=sqlalchemy_dialect(),
+            compile_kwargs={"literal_binds": True, "include_table": False},
         )
     except CompileError as error:
         raise MigrationError(

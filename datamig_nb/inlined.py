@@ -18,7 +18,7 @@ from typing import Any
 
 from alembic import op
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
 revision = "inlined"
 
@@ -82,15 +82,28 @@ def prepare_nothing(bind: Any) -> None:
 
 def preflight(way: str, *checks: str) -> None:
     """Check before the first write; a run that goes on after a stop was checked when it began."""
-    begun = f"SELECT FROM datamig.run WHERE (revision, step) = ('{revision}', '{way}')"
+    this = f"(revision, step, part) = ('{revision}', '{way}', 0)"
+    story["done"] = 0
     for check in checks:
-        require(check, unless=begun)
+        require(check, unless=f"SELECT FROM datamig.run WHERE {this}")
     execute(f"""
 INSERT INTO datamig.run AS run (revision, step, part, pid)
 VALUES ('{revision}', '{way}', 0, pg_backend_pid())
 ON CONFLICT (revision, step, part) DO UPDATE
    SET pid = excluded.pid, heartbeat_at = excluded.heartbeat_at,
        status = CASE run.status WHEN 'paused' THEN 'paused' ELSE 'running' END""")
+    done = execute(f"SELECT batches FROM datamig.run WHERE {this}")
+    story.update(this=this, at=0, done=done.scalar_one() if done else 0)
+
+
+# The run's row, this call's place in the story, and that of the last one not to be done again.
+story = dict[str, Any](this="", at=0, done=0)
+
+
+def passed() -> bool:
+    """Whether an earlier run got beyond this call of the story."""
+    story["at"] += 1
+    return story["at"] <= story["done"]
 
 
 def remember(name: str, value: str) -> None:
@@ -103,6 +116,8 @@ def remember(name: str, value: str) -> None:
 
 def require(check: str, unless: str = "SELECT WHERE FALSE") -> None:
     """Refuse to go on while the check's query returns rows; its first line says what holds."""
+    if passed():
+        return
     name = check.strip().splitlines()[0].removeprefix("-- ")
     message = quoted(
         f"{revision} stopped, for it requires: {name.replace('%', '%%')}; % rows fail, the first %;"
@@ -141,8 +156,13 @@ def forget() -> None:
     execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE revision = '{revision}'")
 
 
-def step(statement: str) -> None:
-    """Make one change in a transaction of its own; wait for its lock briefly, and again."""
+def step(statement: str, check: str = "", undo: str = "", once: str = "SELECT") -> None:
+    """Make one change in a transaction of its own; wait for its lock briefly, and again.
+
+    Where rows are in the way, it is undone, and the check tells which ones.
+    """
+    if passed():
+        return
     if op.get_context().as_sql:
         execute(statement)
         return
@@ -151,7 +171,11 @@ def step(statement: str) -> None:
             with transaction():
                 execute(f"SELECT pg_advisory_xact_lock(hashtext('{revision}'))")  # if run twice
                 execute(statement)
+                execute(once)
             return
+        except IntegrityError:
+            rows_in_the_way(check, undo)
+            raise
         except DBAPIError as error:
             driver = getattr(error, "orig", None)
             state = getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None)
@@ -166,6 +190,32 @@ def step(statement: str) -> None:
             wait = random.uniform(0.5, 1.0) * min(10.0, 0.1 * 2**attempt)
             log.warning("%s, attempt %d, again in %.1f s", reason, attempt, wait)
             time.sleep(wait)
+
+
+def step_once(statement: str) -> None:
+    """A step that takes away what the story before it needs: from here on that is not repeated."""
+    step(
+        statement, once=f"UPDATE datamig.run SET batches = {story['at'] + 1} WHERE {story['this']}"
+    )
+
+
+def step_outside(statement: str, check: str = "", undo: str = "") -> None:
+    """A step that PostgreSQL does CONCURRENTLY, in no transaction; its locks stop nobody."""
+    if passed():
+        return
+    try:
+        execute(statement)
+    except IntegrityError:
+        rows_in_the_way(check, undo)
+        raise
+
+
+def rows_in_the_way(check: str, undo: str) -> None:
+    """Undo what would refuse every change of these rows, and name them."""
+    if undo:
+        execute(undo)
+    if check:
+        require(check)
 
 
 @contextmanager
@@ -187,6 +237,8 @@ def transaction() -> Generator[None]:
 
 def run_batches(name: str, table: str, key: tuple[str, ...], work: str, **more: object) -> None:
     """Walk a table batch by batch; where an earlier run stopped, its row of datamig.run knows."""
+    if passed():
+        return
     begin(name, 1, table, key, work=work, **more)
     go_on(name, 1)
 
@@ -195,6 +247,8 @@ def run_in_parallel(
     name: str, table: str, key: tuple[str, ...], work: str, connections: int, **more: object
 ) -> None:
     """Walk parts of a table's pages at once; what another connection left, this one does."""
+    if passed():
+        return
     look_back = {"remaining": more.pop("remaining"), "cursor": "(0,0)", "stop": "(0,0)"}
     parts, ended = range(1, connections + 1), Event()
     for part in parts:

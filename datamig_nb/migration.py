@@ -1,7 +1,7 @@
 """What a migration is: a name and steps, all of them values.
 
-Schema steps are Alembic's own operations (``alembic.operations.ops``), made by functions with the
-names and signatures that people know from ``op``; data steps are those of :mod:`datamig_nb.steps`,
+Schema steps are Alembic's own operations (``alembic.operations.ops``), made by the functions of
+:mod:`datamig_nb.operations`; data steps are those of :mod:`datamig_nb.steps`,
 checks those of :mod:`datamig_nb.checks`.  Nothing here touches a database.
 """
 
@@ -12,13 +12,12 @@ from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 from alembic.operations import ops
-from sqlalchemy.dialects import postgresql
 
 from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
 from datamig_nb.display import Shown
 from datamig_nb.errors import MigrationError
-from datamig_nb.expressions import Expression, expression_text
-from datamig_nb.names import TableName
+from datamig_nb.expressions import listed
+from datamig_nb.names import TableName, sqlalchemy_dialect
 from datamig_nb.steps import Backfill, DataStep
 
 
@@ -35,7 +34,21 @@ class CreateEnum:
         return f"create the enum type {self.name} ({', '.join(map(repr, self.labels))})"
 
 
-SchemaStep: TypeAlias = ops.AddColumnOp | ops.AlterColumnOp | ops.CreateCheckConstraintOp
+SchemaStep: TypeAlias = (
+    ops.AddColumnOp
+    | ops.AlterColumnOp
+    | ops.DropColumnOp
+    | ops.CreateTableOp
+    | ops.DropTableOp
+    | ops.RenameTableOp
+    | ops.CreateIndexOp
+    | ops.DropIndexOp
+    | ops.CreateUniqueConstraintOp
+    | ops.CreatePrimaryKeyOp
+    | ops.CreateForeignKeyOp
+    | ops.CreateCheckConstraintOp
+    | ops.DropConstraintOp
+)
 Step: TypeAlias = SchemaStep | CreateEnum | DataStep | RowCheck | QueryCheck | Unchanged
 
 
@@ -96,29 +109,81 @@ def _require_step(step: Step) -> None:
             f"{type(step).__name__} is no step of a migration",
             "make steps with add_column(), backfill(), check(), …",
         )
-    if isinstance(step, ops.AlterColumnOp):
-        changes = [(change[0], change[-1]) for change in step.to_diff_tuple()]
-        if changes != [("modify_nullable", False)]:
-            raise MigrationError(
-                f"an AlterColumnOp of {step.column_name!r} does something else than NOT NULL",
-                "make it with alter_column(); a change of the type is a new column",
-            )
+    if isinstance(step, ops.AlterColumnOp) and (
+        step.modify_type is not None
+        or step.modify_comment is not False
+        or isinstance(step.modify_server_default, sa.Identity | sa.Computed)
+    ):
+        raise MigrationError(
+            f"an AlterColumnOp of {step.column_name!r} does what alter_column() does not",
+            "make it with alter_column(); a change of the type is a new column",
+        )
 
 
 def describe(step: Step) -> str:
     """One line in words for a step, as shown in lists and in the revision's header."""
     match step:
-        case ops.AddColumnOp(column=column, table_name=table, schema=schema):
-            kind = column.type.compile(dialect=postgresql.dialect())
-            return f"add the column {column.name} {kind} to {TableName(schema, table)}"
-        case ops.AlterColumnOp(column_name=column, table_name=table, schema=schema):
-            return f"make {column} of {TableName(schema, table)} NOT NULL, without a long lock"
-        case ops.CreateCheckConstraintOp(
-            constraint_name=name, table_name=table, schema=schema, condition=condition
-        ):
-            return f"add the CHECK {name} to {TableName(schema, table)}: {condition}"
+        case ops.AddColumnOp(column=column):
+            kind = column.type.compile(dialect=sqlalchemy_dialect())
+            return f"add the column {column.name} {kind} to {step_table(step)}"
+        case ops.DropColumnOp():
+            return f"drop the column {step.column_name} of {step_table(step)}, values and all"
+        case ops.AlterColumnOp():
+            return _describe_change(step)
+        case ops.CreateTableOp():
+            names = listed([c.name for c in step.columns if isinstance(c, sa.Column)])
+            return f"create the table {step_table(step)} with {names}"
+        case ops.DropTableOp():
+            return f"drop the table {step_table(step)}, rows and all"
+        case ops.RenameTableOp():
+            return f"rename the table {step_table(step)} to {step.new_table_name}"
+        case ops.CreateIndexOp():
+            kind = "unique index" if step.unique else "index"
+            return f"build the {kind} {step.index_name} on {step_table(step)}, concurrently"
+        case ops.DropIndexOp():
+            return f"drop the index {step.index_name}, concurrently"
+        case ops.DropConstraintOp():
+            return f"drop the constraint {step.constraint_name} of {step_table(step)}"
+        case ops.CreateCheckConstraintOp(constraint_name=name, condition=condition):
+            return f"add the CHECK {name} to {step_table(step)}: {condition}"
+        case ops.CreateForeignKeyOp(kw=options):
+            parent = TableName(options.get("referent_schema"), step.referent_table)
+            pointing = f"{listed(step.local_cols)} to {listed(step.remote_cols)} of {parent}"
+            return f"add the foreign key {step.constraint_name} to {step_table(step)}: {pointing}"
+        case ops.CreateUniqueConstraintOp() | ops.CreatePrimaryKeyOp():
+            unique = isinstance(step, ops.CreateUniqueConstraintOp)
+            kind = "UNIQUE" if unique else "PRIMARY KEY"
+            over = f"over {listed(step.columns)}"
+            return f"add the {kind} {step.constraint_name} to {step_table(step)}, {over}"
         case _:
             return str(step)
+
+
+def _describe_change(step: ops.AlterColumnOp) -> str:
+    column = f"{step.column_name} of {step_table(step)}"
+    changes: list[str] = []
+    if step.modify_server_default is None:
+        changes.append(f"drop the default of {column}")
+    elif step.modify_server_default is not False:
+        changes.append(f"change the default of {column}")
+    if step.modify_nullable is False:
+        changes.append(f"make {column} NOT NULL, without a long lock")
+    elif step.modify_nullable:
+        changes.append(f"let {column} be NULL")
+    if step.modify_name is not None:
+        changes.append(f"rename {column} to {step.modify_name}")
+    return " and ".join(changes)
+
+
+def step_table(step: SchemaStep) -> TableName:
+    """The table that a schema step changes; of an index without one, a table of no name."""
+    match step:
+        case ops.CreateForeignKeyOp(kw=options):
+            return TableName(options.get("source_schema"), step.source_table)
+        case ops.DropIndexOp():
+            return TableName(step.schema, step.table_name or "")
+        case _:
+            return TableName(step.schema, step.table_name)
 
 
 def added_columns(migration: Migration) -> dict[TableName, dict[str, sa.Column[Any]]]:
@@ -129,86 +194,3 @@ def added_columns(migration: Migration) -> dict[TableName, dict[str, sa.Column[A
             name = TableName(step.schema, step.table_name)
             added.setdefault(name, {})[step.column.name] = step.column
     return added
-
-
-# ---------------------------------------------------------------- schema steps
-
-
-def add_column(
-    table_name: str, column: sa.Column[Any], *, schema: str | None = None
-) -> ops.AddColumnOp:
-    """Add a column, as ``op.add_column``; a repeated run finds it there and goes on.
-
-    Raises
-    ------
-    MigrationError
-        If the column is NOT NULL without a ``server_default``, has a client-side ``default``,
-        which no existing row would get, or brings a key, a constraint or an index.
-    """
-    if (
-        column.constraints
-        or column.foreign_keys
-        or any((column.primary_key, column.unique, column.index))
-    ):
-        raise MigrationError(
-            f"column {column.name!r} brings a key, a constraint or an index of its own, which would"
-            " hold a long lock",
-            "add the column without it, and the constraint in a revision of its own",
-        )
-    if isinstance(column.type, sa.types.NullType):
-        raise MigrationError(
-            f"column {column.name!r} has no type", "give it one, such as sa.Text()"
-        )
-    if column.default is not None:
-        raise MigrationError(
-            f"column {column.name!r} has default=, which acts in Python only: no row would get it",
-            "use server_default=, or fill the column with backfill()",
-        )
-    if column.nullable is False and column.server_default is None:
-        raise MigrationError(
-            f"column {column.name!r} is NOT NULL from the start, but existing rows have no value",
-            "add it nullable, fill it with backfill(), then alter_column(…, nullable=False)",
-        )
-    return ops.AddColumnOp(table_name, column, schema=schema, if_not_exists=True)
-
-
-def alter_column(
-    table_name: str, column_name: str, *, nullable: bool, schema: str | None = None
-) -> ops.AlterColumnOp:
-    """Make a column NOT NULL in the staged form: CHECK NOT VALID, VALIDATE, SET NOT NULL.
-
-    Raises
-    ------
-    MigrationError
-        If ``nullable`` is not False: nothing else is staged here.
-    """
-    if nullable:
-        raise MigrationError(
-            "alter_column() takes nullable=False only", "write other changes as steps of their own"
-        )
-    return ops.AlterColumnOp(
-        table_name, column_name, schema=schema, modify_nullable=False, existing_nullable=True
-    )
-
-
-def create_check_constraint(
-    constraint_name: str, table_name: str, condition: Expression, *, schema: str | None = None
-) -> ops.CreateCheckConstraintOp:
-    """Add a CHECK in the staged form: NOT VALID, then VALIDATE, which blocks no writer."""
-    return ops.CreateCheckConstraintOp(
-        constraint_name, table_name, expression_text(condition), schema=schema
-    )
-
-
-def create_enum(name: str, *labels: str) -> CreateEnum:
-    """Create a PostgreSQL enum type; ``name`` may hold a schema."""
-    if len(set(labels)) != len(labels) or not labels:
-        raise MigrationError(
-            f"enum {name!r} needs labels, each once", f"these were given: {', '.join(labels)}"
-        )
-    for label in labels:
-        if len(label.encode()) > 63:
-            raise MigrationError(
-                f"the label {label!r} of enum {name!r} has more than 63 bytes", "shorten it"
-            )
-    return CreateEnum(name=TableName.parse(name), labels=labels)

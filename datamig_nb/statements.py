@@ -9,23 +9,8 @@ from dataclasses import dataclass
 
 from datamig_nb.checks import Check, RowCheck
 from datamig_nb.expressions import BATCH_MARK
-from datamig_nb.names import TableName, literal, quote
+from datamig_nb.names import TOKENS, TableName, literal, quote
 from datamig_nb.steps import Backfill, DeleteRows, InsertRows, KeepInStep
-
-# What may hide a name: literals (with E'' escapes), dollar quotes, comments; then the names.
-_TOKENS = re.compile(
-    r"""
-      (?:\b[eE]'(?:[^'\\]|\\.|'')*')
-    | '(?:[^']|'')*'
-    | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$
-    | --[^\n]*
-    | /\*.*?\*/
-    | "(?P<quoted>(?:[^"]|"")+)"
-    | (?P<plain>[^\W\d][\w$]*)
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-
 
 # PostgreSQL folds ASCII letters only.
 _FOLDED = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
@@ -39,7 +24,7 @@ def columns_read(expression: str, columns: Iterable[str], row: str = "") -> tupl
     the whole row, as in ``to_jsonb(player)``, all columns are read.
     """
     names: set[str] = set()
-    for match in _TOKENS.finditer(expression):
+    for match in TOKENS.finditer(expression):
         if match["quoted"] or match["plain"]:
             name = (match["quoted"] or "").replace('""', '"') or match["plain"].translate(_FOLDED)
             if name == row and not _COLUMN_OF.match(expression, match.end()):
@@ -52,7 +37,7 @@ def names_in(expression: str) -> frozenset[str]:
     """Every name in an expression, as PostgreSQL folds it."""
     return frozenset(
         (match["quoted"] or "").replace('""', '"') or match["plain"].translate(_FOLDED)
-        for match in _TOKENS.finditer(expression)
+        for match in TOKENS.finditer(expression)
         if match["quoted"] or match["plain"]
     )
 
@@ -63,7 +48,7 @@ _COLUMN_OF = re.compile(r"\s*\.(?!\s*\*)")
 
 def indent(text: str, by: int) -> str:
     """Move all lines but the first right; a text with a literal over several lines stays."""
-    if any("\n" in match[0] for match in _TOKENS.finditer(text) if match[0][0] in "'$eE\""):
+    if any("\n" in match[0] for match in TOKENS.finditer(text) if match[0][0] in "'$eE\""):
         return text
     return text.replace("\n", "\n" + " " * by)
 

@@ -119,16 +119,16 @@ class KeepInStep:
 
 @dataclass(frozen=True, kw_only=True)
 class Sql:
-    """A statement that is sent as it stands, in one transaction."""
+    """A statement of the user's own, sent as it stands, not in batches."""
 
-    #: What the upgrade sends.
     statement: str
-    #: What the downgrade sends; "" where nothing is to be undone, None where there is no way back.
-    undo: str | None = None
+    #: Statement that undoes it; "" where nothing is to be undone, None where there is no way back.
+    undo: str | None
+    #: What it does, in words.
+    name: str
 
     def __str__(self) -> str:
-        first, *more = self.statement.splitlines()
-        return f"send, not in batches: {first}{' …' if more else ''}"
+        return f"{self.name}, by a statement that is not batched"
 
 
 DataStep = Backfill | InsertRows | DeleteRows | BackUp | KeepInStep | Sql
@@ -269,21 +269,6 @@ def keep_in_step(table: str, assign: Mapping[str, Expression]) -> KeepInStep:
     that the expressions read, unless it sets one of the columns itself.
     """
     return KeepInStep(table=TableName.parse(table), assign=expressions("keep_in_step", assign))
-
-
-def sql(statement: str, undo: str | None = None) -> Sql:
-    """Send a statement as it stands, in one transaction, not in batches.
-
-    Parameters
-    ----------
-    undo
-        What the downgrade sends; ``""`` where there is nothing to undo.  None: the downgrade
-        refuses.
-    """
-    return Sql(
-        statement=expression_text(statement).rstrip("; \n"),
-        undo=undo if not undo else expression_text(undo).rstrip("; \n"),
-    )
 
 
 def _walk(

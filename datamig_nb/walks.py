@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datamig_nb import statements
 from datamig_nb.catalog import Catalog
 from datamig_nb.migration import Migration
+from datamig_nb.steps import BackUp, Backfill, KeepInStep, Walk
 from datamig_nb.names import quote
-from datamig_nb.steps import Backfill, BackUp, KeepInStep, Walk
 
 # Types that hash_record() can hash: by the hash, a woven walk chooses the rows of each pass.
 _WHOLE = ("smallint", "integer", "bigint")

@@ -17,9 +17,10 @@ import sqlalchemy as sa
 
 from datamig_nb.checks import no_nulls
 from datamig_nb.database import Database, connect
-from datamig_nb.migration import Migration, add_column, alter_column, create_check_constraint
-from datamig_nb.render import render
+from datamig_nb.migration import Migration
 from datamig_nb.steps import backfill, keep_in_step
+from datamig_nb.operations import add_column, alter_column, create_check_constraint
+from datamig_nb.render import render
 from tests.alembic_project import AlembicProject, Outcome, make_project
 from tests.pooler import PGBOUNCER, pooled
 from tests.scratch import query, session

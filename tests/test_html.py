@@ -15,7 +15,9 @@ from datamig_nb import display, html
 from datamig_nb.checks import check, no_nulls
 from datamig_nb.display import Shown, to_html
 from datamig_nb.export import Export
-from datamig_nb.migration import Migration, add_column, create_enum
+from datamig_nb.migration import Migration
+from datamig_nb.steps import backfill, keep_in_step
+from datamig_nb.operations import add_column, create_enum
 from datamig_nb.preview import BackfillPreview, Hazard, MapRow, Preview, SampleRow
 from datamig_nb.profile import (
     Alert,
@@ -28,7 +30,6 @@ from datamig_nb.profile import (
 from datamig_nb.rehearse import Rehearsal, Stage
 from datamig_nb.render import Revision
 from datamig_nb.set_aside import SetAside
-from datamig_nb.steps import backfill, keep_in_step
 from datamig_nb.validate import CheckResult, ValidationReport
 from datamig_nb.watch import Runs, RunState
 

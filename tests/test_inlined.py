@@ -25,11 +25,12 @@ from hypothesis import strategies as st
 from datamig_nb import inlined
 from datamig_nb.checks import check
 from datamig_nb.database import Database
-from datamig_nb.migration import Migration, Step, add_column, create_check_constraint
+from datamig_nb.migration import Migration, Step
+from datamig_nb.steps import backfill
 from datamig_nb.names import TableName
+from datamig_nb.operations import add_column, create_check_constraint
 from datamig_nb.patterns import map_values
 from datamig_nb.render import Revision, render
-from datamig_nb.steps import backfill
 from tests.alembic_project import PRELOADED, AlembicProject, Outcome, make_project
 from tests.scratch import query, session
 
@@ -300,8 +301,8 @@ NO_LONG_NOTE = check("no item larger than 400", "SELECT id, size, id FROM item W
         ),
         (
             create_check_constraint("not_large", "item", "size <= 400"),
-            "{id} stopped, for it requires: not_large holds; 1 rows fail, the first (7); repair"
-            " them and run Alembic again, it goes on here",
+            "{id} stopped, for it requires: every row of item meets not_large; 1 rows fail, the"
+            " first (7); repair them and run Alembic again, it goes on here",
         ),
     ],
     ids=["check", "constraint"],

@@ -36,19 +36,13 @@ from datamig_nb.errors import (
     UnknownColumnError,
     UnknownTableError,
 )
-from datamig_nb.migration import (
-    Migration,
-    Step,
-    add_column,
-    alter_column,
-    create_check_constraint,
-    create_enum,
-)
+from datamig_nb.migration import Migration, Step
+from datamig_nb.steps import backfill, keep_in_step
 from datamig_nb.names import literal
+from datamig_nb.operations import add_column, alter_column, create_check_constraint, create_enum
 from datamig_nb.patterns import map_values, split_column
 from datamig_nb.project import Project, create_project
 from datamig_nb.render import EVIDENCE_MARK, digest, render
-from datamig_nb.steps import backfill, keep_in_step
 
 ROOT = Path(__file__).parent.parent
 EXPECTED = ROOT / "tests" / "expected"
