@@ -313,6 +313,7 @@ def go_on(name: str, part: int, bind: Any = None, ended: Event | None = None) ->
             raise RuntimeError(
                 f"{revision} {run.status} at {name!r}: {reason}; run Alembic again, it goes on here"
             )
+        time.sleep(run.rest)
 
 
 def progress(run: Any, rate: float) -> str:
