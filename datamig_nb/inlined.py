@@ -148,7 +148,12 @@ $datamig$""")
 def finish() -> None:
     """Note that every step of the upgrade is done."""
     execute(f"DELETE FROM datamig.run WHERE (revision, step) = ('{revision}', 'downgrade')")
-    execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE revision = '{revision}'")
+    done = execute(
+        "UPDATE datamig.run SET status = 'succeeded' WHERE status <> 'succeeded'"
+        f" AND (revision, step) = ('{revision}', 'upgrade')"
+    )
+    if not op.get_context().as_sql and not done.rowcount:
+        raise RuntimeError(f"{revision} was run twice at once, and the other run has done it")
 
 
 def forget() -> None:
