@@ -396,6 +396,8 @@ DECLARE
     until timestamptz := {until};
 BEGIN
 LOOP
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;  -- see the run as it is once it is locked
     began := clock_timestamp();
     PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true),
             set_config('extra_float_digits', '1', true);  -- keys as text are exact
