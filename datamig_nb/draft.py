@@ -472,7 +472,7 @@ class Draft:
             return []
         key = tuple(f"kept.{quote(part)}" for part in kept.key)
         work = self.constant(f"restore {' '.join(kept.types)}", statements.restore_batch(kept))
-        conflicts = self.constant("note conflicts", statements.note_conflicts(kept, ID))
+        conflicts = self.constant("note conflicts", statements.end_restore(kept, ID))
         more = {"relation": _text(f"{kept.name} AS kept")}
         return [
             self._run(
@@ -483,8 +483,7 @@ class Draft:
                 more,
             ),
             "step(CONFLICT)",
-            f"step({conflicts})",
-            _step(f"DROP TABLE {kept.name}", once=True),
+            f"step_once({conflicts})",
         ]
 
     def _take_out(self, step: InsertRows) -> list[str]:
@@ -504,7 +503,7 @@ class Draft:
                 work,
                 more,
             ),
-            _step(f"DROP TABLE {kept}", once=True),
+            _step(f"DROP TABLE IF EXISTS {kept}", once=True),
         ]
 
     def _put_back(self, step: DeleteRows) -> list[str]:
@@ -522,7 +521,7 @@ class Draft:
                 work,
                 more,
             ),
-            _step(f"DROP TABLE {kept}", once=True),
+            _step(f"DROP TABLE IF EXISTS {kept}", once=True),
         ]
 
 

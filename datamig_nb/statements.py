@@ -253,6 +253,16 @@ def note_conflicts(kept: Kept, revision: str) -> str:
     )
 
 
+def end_restore(kept: Kept, revision: str) -> str:
+    """Note conflicts once and remove what was kept, also where an earlier run did so already."""
+    note = note_conflicts(kept, revision)
+    return (
+        f"DO $datamig$\nBEGIN\n    IF to_regclass({literal(kept.name)}) IS NOT NULL THEN\n"
+        f"        {indent(note, 8)};\n        DROP TABLE {kept.name};\n"
+        "    END IF;\nEND\n$datamig$"
+    )
+
+
 # ---------------------------------------------------------------- rows put in and taken out
 
 
