@@ -259,7 +259,8 @@ def _samples(
 def _before(connection: sa.Connection, migration: Migration, catalog: Catalog) -> list[Hazard]:
     """The checks that the revision makes before its first write."""
     found: list[Hazard] = []
-    checks = (*migration.checks, *catalog.implied_checks(migration))
+    implied = [c for step in migration.steps for c in catalog.implied_checks(step, migration)]
+    checks = (*migration.checks, *implied)
     for check in (check for check in checks if check.before):
         failing = catalog.failing(check)
         rows = run(connection, preview_sql.count_and_keys(failing, KEYS_SHOWN)).all()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from datamig_nb import statements
+from datamig_nb import statements, targets
 from datamig_nb.catalog import Catalog
 from datamig_nb.migration import Migration
 from datamig_nb.names import quote
-from datamig_nb.steps import Backfill, BackUp, KeepInStep, Walk
+from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Walk
 
 # Types that hash_record() can hash: by the hash, a woven walk chooses the rows of each pass.
 _WHOLE = ("smallint", "integer", "bigint")
@@ -23,6 +24,10 @@ _HASHED = (
     "timestamp",
     "character",
 )
+
+
+#: Steps that are carried out in batches.
+WalkedStep: TypeAlias = Backfill | InsertRows | DeleteRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +44,31 @@ class BackfillPlan:
 
 def is_volatile(step: Backfill | KeepInStep, catalog: Catalog) -> bool:
     """Whether an expression gives another value each time it is asked."""
-    texts = [*step.assign.values(), (step.using or "") if isinstance(step, Backfill) else ""]
+    texts = step.texts if isinstance(step, Backfill) else step.assign.values()
     return any(statements.names_in(text) & catalog.volatile for text in texts)
 
 
 def reads_what_it_sets(step: Backfill, catalog: Catalog) -> bool:
-    """Whether a second time would change a row again."""
-    row = catalog.row(step.table)
-    texts = "\n".join((*step.assign.values(), step.where or ""))
-    return bool(statements.columns_read(texts, step.assign, row))
+    """Whether a second time would change a row again.
+
+    What ``where`` reads does not matter: a row that meets it no longer is left alone.
+    """
+    texts = (*step.assign.values(), step.using or "", step.on or "")
+    row = catalog.row(step.table) if step.using is None else ""
+    return bool(statements.columns_read("\n".join(texts), step.assign, row))
+
+
+def later_walks(step: Backfill | DeleteRows, migration: Migration) -> list[WalkedStep]:
+    """The later steps whose work would be taken for undone work of this one.
+
+    They write what it reads or writes; once one of them has begun, it must not look back.
+    """
+    place = next(n for n, other in enumerate(migration.steps) if other is step)
+    return [
+        other
+        for other in migration.steps[place + 1 :]
+        if isinstance(other, WalkedStep) and targets.disturbs(other, step)
+    ]
 
 
 def plan(
@@ -59,12 +80,10 @@ def plan(
     each time, it is done when it holds anything, provided that the columns are new.  Where they
     read what they set, only the cursor of a walk by key knows, and there is no look back.
     """
-    columns = [quote(column) for column in step.assign]
-    if step.using is not None:
-        columns = [f"{quote(step.table.name)}.{column}" for column in columns]
+    columns = [statements.column_of(step, column) for column in step.assign]
     added = catalog.added.get(step.table, {})
     fresh = all(c in added and added[c].server_default is None for c in step.assign)
-    differs = statements.differ(columns, list(expressions.values()))
+    differs = catalog.differs(step, expressions)
     if is_volatile(step, catalog):
         guard = statements.all_null(columns) if fresh else None
         look_back = guard
@@ -75,9 +94,6 @@ def plan(
         if fresh and _in_step(step, migration):
             # What holds something is right: the trigger sees to it.
             look_back = f"{statements.all_null(columns)} AND {differs}"
-    others = [s for s in migration.backfills if s.table == step.table and s is not step]
-    if any(set(other.assign) & set(step.assign) for other in others):
-        look_back = None  # what a later step made of the row would be taken for not done
     return BackfillPlan(
         guard=guard,
         look_back=look_back,

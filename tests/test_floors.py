@@ -32,6 +32,8 @@ FLOORS = {
     "steps": 3,
     "watch": 3,
     "migration": 4,
+    "kept": 5,
+    "targets": 6,
     "operations": 5,
     "schema": 5,
     "sequence": 5,
