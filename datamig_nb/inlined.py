@@ -52,10 +52,8 @@ def own_commits() -> Generator[None]:
             if op.get_context().as_sql:
                 execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
                 execute("SET client_connection_check_interval = '2s'")  # a killed psql ends the run
-            else:  # a pooler may give each transaction another session: nothing is prepared there
-                driver: Any = op.get_bind().connection.driver_connection
-                if hasattr(driver, "prepare_threshold"):
-                    driver.prepare_threshold = None
+            else:
+                prepare_nothing(op.get_bind())
             for statement in ("CREATE SCHEMA IF NOT EXISTS datamig", RUN, QUARANTINE):
                 step(statement)
             yield
@@ -76,16 +74,24 @@ def own_commits() -> Generator[None]:
         ) from cause
 
 
+def prepare_nothing(bind: Any) -> None:
+    """A pooler may give each transaction another session."""
+    if hasattr(bind.connection.driver_connection, "prepare_threshold"):
+        bind.connection.driver_connection.prepare_threshold = None
+
+
 def preflight(way: str, *checks: str) -> None:
     """Check before the first write; a run that goes on after a stop was checked when it began."""
     this = f"(revision, step, part) = ('{revision}', '{way}', 0)"
     story["done"] = 0
     for check in checks:
         require(check, unless=f"SELECT FROM datamig.run WHERE {this}")
-    execute(
-        "INSERT INTO datamig.run (revision, step, part)"
-        f" VALUES ('{revision}', '{way}', 0) ON CONFLICT DO NOTHING"
-    )
+    execute(f"""
+INSERT INTO datamig.run AS run (revision, step, part, pid)
+VALUES ('{revision}', '{way}', 0, pg_backend_pid())
+ON CONFLICT (revision, step, part) DO UPDATE
+   SET pid = excluded.pid, heartbeat_at = excluded.heartbeat_at,
+       status = CASE run.status WHEN 'paused' THEN 'paused' ELSE 'running' END""")
     done = execute(f"SELECT batches FROM datamig.run WHERE {this}")
     story.update(this=this, at=0, done=done.scalar_one() if done else 0)
 
@@ -147,6 +153,7 @@ def finish() -> None:
 def forget() -> None:
     """Remove what was noted of the upgrade, so that it can start afresh."""
     execute(f"DELETE FROM datamig.run WHERE revision = '{revision}' AND step <> 'downgrade'")
+    execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE revision = '{revision}'")
 
 
 def step(statement: str, check: str = "", undo: str = "", once: str = "SELECT") -> None:
@@ -249,6 +256,7 @@ def run_in_parallel(
 
     def help_out(part: int, engine: Engine) -> None:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as other:
+            prepare_nothing(other)
             go_on(name, part, other, ended)
 
     with ThreadPoolExecutor() as pool:
@@ -269,11 +277,13 @@ def begin(name: str, part: int, table: str, key: tuple[str, ...], **given: objec
     """Note what is to be done; what an earlier run noted of its progress stays."""
     given = {"heap": table, "relation": table, **given}
     execute(f"""
-INSERT INTO datamig.run AS run (revision, step, part, batch_rows, key, {", ".join(given)})
-VALUES ('{revision}', {quoted(name)}, {part}, {FIRST_BATCH_ROWS},
-        ARRAY[{", ".join(map(quoted, key))}], {", ".join(map(quoted, given.values()))})
+INSERT INTO datamig.run AS run (revision, step, part, batch_rows, key, {", ".join(given)}, status)
+SELECT '{revision}', {quoted(name)}, {part}, {FIRST_BATCH_ROWS},
+       ARRAY[{", ".join(map(quoted, key))}], {", ".join(map(quoted, given.values()))},
+       coalesce(max(status), 'running') FROM datamig.run
+ WHERE revision = '{revision}' AND part = 0 AND status IN ('paused', 'cancelled')
 ON CONFLICT (revision, step, part) DO UPDATE SET retries = 0, rounds = 0, error = NULL,
-       status = CASE run.status WHEN 'paused' THEN 'paused' ELSE 'running' END""")
+       status = CASE run.status WHEN 'paused' THEN 'paused' ELSE excluded.status END""")
 
 
 def go_on(name: str, part: int, bind: Any = None, ended: Event | None = None) -> None:

@@ -215,7 +215,7 @@ def session_checks(migration: Migration, major: int) -> tuple[QueryCheck, ...]:
         hidden = " OR ".join(f"row_security_active({literal(table.sql)})" for table in tables)
         found.append(
             QueryCheck(
-                name="this session sees every row, and reads literals as the standard says",
+                name="this session sees every row, and has standard_conforming_strings on",
                 failing="SELECT current_user, current_setting('standard_conforming_strings')\n"
                 f" WHERE {hidden}\n    OR current_setting('standard_conforming_strings') <> 'on'",
             )

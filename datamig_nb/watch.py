@@ -29,9 +29,9 @@ class RunState:
     """One row of ``datamig.run``: how far a step of a revision is."""
 
     revision: str
-    #: Name of the step; empty for the revision as a whole.
+    #: Name of the step; ``upgrade`` or ``downgrade`` for the revision as a whole.
     step: str
-    #: Number of the connection, where several share a step.
+    #: Number of the connection, where several share a step; 0 for the revision as a whole.
     part: int
     #: running, paused, cancelled, failed or succeeded; stopped: was running, and its process died.
     status: str
@@ -74,8 +74,7 @@ class RunState:
     @property
     def name(self) -> str:
         """The step in words."""
-        part = "" if self.part == 1 else f", part {self.part}"
-        return (self.step or "as a whole") + part
+        return self.step if self.part <= 1 else f"{self.step}, part {self.part}"
 
     @property
     def progress(self) -> str:
@@ -167,12 +166,14 @@ def pause(
 ) -> Runs:
     """Let a running revision, or one step of it, rest after the batch under way.
 
-    Alembic's process stays there and waits for :func:`resume` or :func:`cancel`.
+    Alembic's process stays there and waits for :func:`resume` or :func:`cancel`.  Where no batches
+    are under way it goes on to the next step that has some, and waits there.  A paused run that
+    was killed is still paused when Alembic runs again.
 
     Parameters
     ----------
     step
-        Name of the step in ``datamig.run``; None for all that are running.
+        Name of the step in ``datamig.run``; None for all that are running and those to come.
     wait_seconds
         How long to wait for the end of the batch under way; one batch takes half a second or less.
 
@@ -201,9 +202,8 @@ def cancel(
 ) -> Runs:
     """End a running or paused revision, or one step of it, after the batch under way.
 
-    Alembic's process ends with an error and nothing is lost: ``alembic upgrade`` goes on where it
-    was, ``alembic downgrade`` takes back what was done.  Parameters and errors are those of
-    :func:`pause`.
+    Alembic's process ends with an error, and nothing is lost: run again, it goes on where it was.
+    Parameters and errors are those of :func:`pause`.
     """
     return _steer(db, revision, step, "cancelled", wait_seconds)
 
@@ -244,17 +244,17 @@ def _steer(db: Database, revision: str, step: str | None, status: str, wait: flo
 
 def _refusal(connection: sa.Connection, revision: str, step: str | None, word: str) -> RunError:
     """Why nothing could be moved."""
-    found = connection.execute(sa.text("SELECT revision, step, status FROM datamig.run"))
-    rows = found.all()
+    query = f"SELECT revision, step, status FROM datamig.run WHERE {_IS_RUN}"
+    rows = connection.execute(sa.text(query)).all()
     of_revision = [row for row in rows if row.revision == revision]
     if not of_revision:
         return _unknown(revision, sorted({row.revision for row in rows}))
     statuses = sorted({row.status for row in of_revision if step in (None, row.step)})
     if not statuses:
-        names = ", ".join(repr(name) for name in sorted({row.step for row in of_revision} - {""}))
+        names = ", ".join(repr(name) for name in sorted({row.step for row in of_revision}))
         return RunError(
             f"the run of revision {revision!r} has no step {step!r}",
-            f"use one of {names}" if names else "leave the step out",
+            f"use one of {names}",
         )
     what = f"revision {revision!r}" if not step else f"step {step!r} of revision {revision!r}"
     advice = _ADVICE.get(statuses[0], "look at it with runs()")
@@ -269,26 +269,42 @@ def _unknown(revision: str, known: list[str]) -> RunError:
 # ---------------------------------------------------------------- SQL
 
 
-# The session of a silent run, if it lives, began before the last sign of life; and it speaks of our
-# schema, or has been at one thing all the while, such as building an index.
-_RUNS = """
+# Rows of part 0 with another name are figures that a revision remembers.
+_IS_RUN = "(part > 0 OR step IN ('upgrade', 'downgrade'))"
+
+# A direction as a whole lives, and is heard of, as its steps are.  A session that began after the
+# last sign of life has the number of the run's by chance.
+_RUNS = f"""
 SELECT revision, step, part,
-       CASE WHEN status = 'running'
-             AND heartbeat_at < clock_timestamp() - CAST(:silent AS interval)
-             AND NOT EXISTS (SELECT FROM pg_stat_activity AS session WHERE session.pid = run.pid)
-            THEN 'stopped' ELSE status END AS status,
+       CASE WHEN status = 'running' AND NOT lives THEN 'stopped' ELSE status END AS status,
        total, scanned, changed, batches,
-       extract(epoch FROM heartbeat_at - started_at)::float8 AS seconds,
-       extract(epoch FROM clock_timestamp() - heartbeat_at)::float8 AS heartbeat_age_seconds,
+       extract(epoch FROM heard_at - started_at)::float8 AS seconds,
+       extract(epoch FROM clock_timestamp() - heard_at)::float8 AS heartbeat_age_seconds,
        note, error
-  FROM datamig.run
- WHERE revision = coalesce(:revision, revision)
+  FROM (
+        SELECT *,
+               CASE WHEN is_whole THEN max(heartbeat_at) OVER revision
+                    ELSE heartbeat_at END AS heard_at,
+               CASE WHEN is_whole THEN bool_or(lives_itself) OVER revision
+                    ELSE lives_itself END AS lives
+          FROM (
+                SELECT *, part = 0 AND status <> 'succeeded' AS is_whole,
+                       heartbeat_at > clock_timestamp() - CAST(:silent AS interval)
+                       OR EXISTS (
+                           SELECT FROM pg_stat_activity AS session WHERE session.pid = run.pid
+                              AND coalesce(backend_start, heartbeat_at) <= heartbeat_at
+                       ) AS lives_itself
+                  FROM datamig.run
+                 WHERE revision = coalesce(:revision, revision) AND {_IS_RUN}
+               ) AS run
+        WINDOW revision AS (PARTITION BY revision)
+       ) AS run
  ORDER BY min(started_at) OVER (PARTITION BY revision), revision,
           part > 0, min(started_at) OVER (PARTITION BY revision, step), step, part
 """
 
-_MOVE = """
+_MOVE = f"""
 UPDATE datamig.run SET status = :status
- WHERE revision = :revision AND step = coalesce(:step, step)
+ WHERE revision = :revision AND step = coalesce(:step, step) AND {_IS_RUN}
    AND status = ANY(CAST(:before AS text[]))
 """

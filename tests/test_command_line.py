@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from datamig_nb import inlined
 from datamig_nb.__main__ import main
 from datamig_nb.database import Database
 from datamig_nb.render import EVIDENCE_MARK, digest
@@ -76,13 +77,10 @@ def test_a_word_that_is_no_command_ends_with_2() -> None:
 
 # ---------------------------------------------------------------- runs
 
-RUN = """
+RUN = f"""
 CREATE SCHEMA datamig;
-CREATE TABLE datamig.run AS
-SELECT 'aaa' AS revision, step, 1 AS part, 'running' AS status, NULL::bigint AS total,
-       0 AS scanned, 0 AS changed, 0 AS batches, now() AS started_at,
-       now() + interval '1 min' AS heartbeat_at, NULL AS note, NULL AS error
-  FROM unnest(ARRAY['', 'fill']) AS step
+{inlined.RUN};
+INSERT INTO datamig.run (revision, step, part) VALUES ('aaa', 'upgrade', 0), ('aaa', 'fill', 1)
 """
 
 

@@ -314,7 +314,7 @@ def test_the_version_table_may_lie_in_another_schema(
 
 
 @pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed")
-@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "psycopg_async"])
 def test_through_pgbouncer_each_transaction_may_reach_another_session(
     shop: Database, tmp_path: Path, driver: str
 ) -> None:

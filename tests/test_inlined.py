@@ -301,8 +301,8 @@ NO_LONG_NOTE = check("no item larger than 400", "SELECT id, size, id FROM item W
         ),
         (
             create_check_constraint("not_large", "item", "size <= 400"),
-            "{id} stopped, for it requires: not_large holds; 1 rows fail, the first (7); repair"
-            " them and run Alembic again, it goes on here",
+            "{id} stopped, for it requires: every row of item meets not_large; 1 rows fail, the"
+            " first (7); repair them and run Alembic again, it goes on here",
         ),
     ],
     ids=["check", "constraint"],

@@ -11,44 +11,17 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from datamig_nb import watch
+from datamig_nb import inlined, watch
 from datamig_nb.database import Database, connect
 from datamig_nb.errors import DatamigError, PermissionDeniedError, QueryError, RunError
 from datamig_nb.set_aside import SetAside, conflicts, quarantined
 from datamig_nb.watch import Runs, RunState, cancel, pause, resume, runs
 from tests.scratch import query, session
 
-TABLES = """
-CREATE SCHEMA datamig;
-CREATE TABLE datamig.run (
-    revision     text        NOT NULL,
-    step         text        NOT NULL,
-    part         smallint    NOT NULL DEFAULT 1,
-    status       text        NOT NULL DEFAULT 'running',
-    cursor       text,
-    stop         text,
-    total        bigint,
-    scanned      bigint      NOT NULL DEFAULT 0,
-    changed      bigint      NOT NULL DEFAULT 0,
-    batches      bigint      NOT NULL DEFAULT 0,
-    batch_rows   integer     NOT NULL DEFAULT 2000,
-    started_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
-    heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    note         text,
-    error        text,
-    PRIMARY KEY (revision, step, part)
-);
-CREATE TABLE datamig.quarantine (
-    revision text, step text, relation text, key text, sqlstate text, message text,
-    noted_at timestamptz
-);
-CREATE TABLE datamig.conflict (
-    revision text, relation text, key text, before jsonb, after jsonb, found jsonb,
-    noted_at timestamptz
-);
-"""
+TABLES = ";".join(("CREATE SCHEMA datamig", inlined.RUN, inlined.QUARANTINE, inlined.CONFLICT))
 
-#: A run of two steps, the second one by two connections; and another one that is done.
+#: A run of two steps, the second one by two connections, with a figure that it remembers; and
+#: another one that is done.
 RUNS = """
 INSERT INTO datamig.run
        (revision, step, part, status, total, scanned, changed, batches, started_at, heartbeat_at,
@@ -57,11 +30,12 @@ SELECT revision, step, part, status, total, scanned, changed, batches,
        now() - interval '1 hour' - begun * interval '1 s', now() - heard * interval '1 s',
        note, error
   FROM (VALUES
-        ('bbb', '', 1, 'running', NULL, 0, 0, 0, 110, 20, NULL, NULL),
+        ('bbb', 'upgrade', 0, 'running', NULL, 0, 0, 0, 110, 105, NULL, NULL),
+        ('bbb', 'total of all', 0, 'running', NULL, 0, 0, 0, 110, 105, '4711', NULL),
         ('bbb', 'map', 1, 'running', 1000, 250, 100, 5, 90, 10, 'by id', NULL),
         ('bbb', 'map', 2, 'paused', 1000, 0, 0, 0, 80, 10, NULL, 'value too long'),
         ('bbb', 'fill', 1, 'succeeded', 500, 510, 500, 9, 100, 90, NULL, NULL),
-        ('aaa', '', 1, 'succeeded', NULL, 0, 0, 0, 105, 100, NULL, NULL)
+        ('aaa', 'upgrade', 0, 'succeeded', NULL, 0, 0, 0, 105, 100, NULL, NULL)
        ) AS run (revision, step, part, status, total, scanned, changed, batches, begun, heard,
                  note, error)
 """
@@ -115,7 +89,7 @@ def test_each_row_is_seen_in_order_of_beginning(watched: Database) -> None:
     ages = [state.pop("heartbeat_age_seconds") for state in states]
     empty = {"total": None, "scanned": 0, "changed": 0, "batches": 0, "note": None, "error": None}
     assert states == [
-        {"revision": "bbb", "step": "", "part": 1, "status": "running", **empty},
+        {"revision": "bbb", "step": "upgrade", "part": 0, "status": "running", **empty},
         {
             **{"revision": "bbb", "step": "fill", "part": 1, "status": "succeeded", **empty},
             **{"total": 500, "scanned": 510, "changed": 500, "batches": 9},
@@ -128,10 +102,10 @@ def test_each_row_is_seen_in_order_of_beginning(watched: Database) -> None:
             **{"revision": "bbb", "step": "map", "part": 2, "status": "paused", **empty},
             **{"total": 1_000, "error": "value too long"},
         },
-        {"revision": "aaa", "step": "", "part": 1, "status": "succeeded", **empty},
+        {"revision": "aaa", "step": "upgrade", "part": 0, "status": "succeeded", **empty},
     ]
-    assert seconds == [3_690, 3_610, 3_680, 3_670, 3_605]
-    assert ages == pytest.approx([20, 90, 10, 10, 100], abs=5)
+    assert seconds == [3_700, 3_610, 3_680, 3_670, 3_605]
+    assert ages == pytest.approx([10, 90, 10, 10, 100], abs=5)
 
 
 def test_the_runs_of_one_revision_can_be_asked_for(watched: Database) -> None:
@@ -221,7 +195,9 @@ def test_frame_has_a_row_a_run() -> None:
 
 def test_repr_tells_all_in_words() -> None:
     whole = replace(
-        STATE, step="", total=None, scanned=0, changed=0, batches=0, heartbeat_age_seconds=7_500.0
+        STATE,
+        **{"step": "upgrade", "part": 0, "total": None, "heartbeat_age_seconds": 7_500.0},
+        **{"scanned": 0, "changed": 0, "batches": 0},
     )
     second = replace(STATE, part=2, batches=1, status="paused", error="value too long\nfor it")
     done = replace(STATE, revision="bbb", status="succeeded", note="by id")
@@ -232,7 +208,7 @@ def test_repr_tells_all_in_words() -> None:
 RUNS_IN_WORDS = """\
 Runs: 2 running, 1 paused, 1 succeeded
   aaa
-    running    as a whole: last heard of 2 h 5 min ago
+    running    upgrade: last heard of 2 h 5 min ago
     running    fill: 25%, 250 rows scanned, 100 changed, in 5 batches, 5 rows a second, \
 2 min 30 s left, last heard of 2.5 s ago
     paused     fill, part 2: 25%, 250 rows scanned, 100 changed, in 1 batch, 5 rows a second, \
@@ -257,11 +233,11 @@ def test_a_silent_run_without_a_session_is_shown_as_stopped(watched: Database) -
 
     shown = {(state.revision, state.step, state.part): state.status for state in found.states}
     assert shown == {
-        ("bbb", "", 1): "stopped",
+        ("bbb", "upgrade", 0): "stopped",
         ("bbb", "fill", 1): "succeeded",
         ("bbb", "map", 1): "stopped",
         ("bbb", "map", 2): "paused",
-        ("aaa", "", 1): "succeeded",
+        ("aaa", "upgrade", 0): "succeeded",
     }
     assert statuses(watched) == before
 
@@ -272,59 +248,51 @@ def test_a_run_that_was_heard_of_within_five_minutes_is_running(watched: Databas
     assert runs(watched).summary == "2 running, 2 succeeded, 1 paused"
 
 
-def status_beside(database: Database, *statements: str, role: str = "postgres") -> str:
-    """Status of a run that was silent for long while a session of its time stands so."""
-    url = database.url.set(username=role)
-    with session(Database(url=url, version=database.version)) as worker:
-        for statement in statements:
-            worker.execute(statement.encode())
-        query(database, "UPDATE datamig.run SET heartbeat_at = clock_timestamp()")
-        time.sleep(0.4)
-        return runs(database, "bbb").states[0].status
+def statuses_seen(database: Database) -> list[str]:
+    """Statuses of the revision as a whole and of its step that is running."""
+    found = runs(database, "bbb").states
+    return [state.status for state in found if (state.step, state.part) != ("map", 2)][::2]
 
 
-@pytest.mark.parametrize(
-    ("statements", "status"),
-    [
-        (["SELECT 1 AS datamig"], "running"),  # its last statement was ours
-        (["BEGIN", "SELECT 2"], "running"),  # it is at one thing all the while
-        (["SELECT 3"], "stopped"),  # somebody else's
-    ],
-)
+#: What each batch notes: the number of its session, and a sign of life.
+BATCH = "UPDATE datamig.run SET pid = pg_backend_pid(), heartbeat_at = clock_timestamp()"
+
+
+@pytest.mark.parametrize("role", ["postgres", "a role that may not look into sessions"])
 def test_a_silent_run_is_running_while_its_session_is_there(
-    watched: Database, monkeypatch: pytest.MonkeyPatch, statements: list[str], status: str
+    watched: Database, monkeypatch: pytest.MonkeyPatch, role: str
 ) -> None:
-    monkeypatch.setattr(watch, "SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(watch, "SILENT_SECONDS", 0.1)
+    looker = watched
+    if role != "postgres":
+        role = f"looker_{watched.url.database}"
+        query(watched, f"CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA datamig TO {role}")
+        query(watched, f"GRANT SELECT ON datamig.run TO {role}")
+        looker = connect(watched.url.set(username=role))
+    try:
+        with session(watched) as worker:
+            worker.execute(f"{BATCH} WHERE (step, part) = ('map', 1)".encode())
+            time.sleep(0.2)
+            while_there = statuses_seen(looker)
+        gone = time.monotonic() + 5  # a session ends a moment after it was left
+        while "running" in statuses_seen(looker) and time.monotonic() < gone:
+            time.sleep(0.02)
 
-    assert status_beside(watched, *statements) == status
+        assert while_there == ["running", "running"]
+        assert statuses_seen(looker) == ["stopped", "stopped"]
+    finally:
+        if role != "postgres":
+            query(watched, f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 def test_a_session_that_began_after_the_last_sign_of_life_is_not_the_runs(
     watched: Database,
 ) -> None:
-    query(watched, SILENT)
-
     with session(watched) as worker:
-        worker.execute("SELECT 1 AS datamig")
-        assert runs(watched, "bbb").states[0].status == "stopped"
+        worker.execute(BATCH.encode())
+        query(watched, SILENT)
 
-
-def test_a_session_that_cannot_be_looked_into_counts_as_there(watched: Database) -> None:
-    query(watched, SILENT)
-    role = f"looker_{watched.url.database}"
-    query(watched, f"CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA datamig TO {role}")
-    query(watched, f"GRANT SELECT ON datamig.run TO {role}")
-    looker = connect(watched.url.set(username=role))
-
-    try:
-        with session(watched):
-            assert runs(looker, "bbb").states[0].status == "running"
-        gone = time.monotonic() + 5  # a session ends a moment after it was left
-        while runs(looker, "bbb").states[0].status == "running" and time.monotonic() < gone:
-            time.sleep(0.02)
-        assert runs(looker, "bbb").states[0].status == "stopped"
-    finally:
-        query(watched, f"DROP OWNED BY {role}; DROP ROLE {role}")
+        assert statuses_seen(watched) == ["stopped", "stopped"]
 
 
 # ---------------------------------------------------------------- steering
@@ -333,19 +301,19 @@ def test_a_session_that_cannot_be_looked_into_counts_as_there(watched: Database)
 @pytest.mark.parametrize(
     ("steer", "step", "moved"),
     [
-        (pause, None, {("bbb", "", 1): "paused", ("bbb", "map", 1): "paused"}),
+        (pause, None, {("bbb", "upgrade", 0): "paused", ("bbb", "map", 1): "paused"}),
         (pause, "map", {("bbb", "map", 1): "paused"}),
         (resume, None, {("bbb", "map", 2): "running"}),
         (
             cancel,
             None,
             {
-                ("bbb", "", 1): "cancelled",
+                ("bbb", "upgrade", 0): "cancelled",
                 ("bbb", "map", 1): "cancelled",
                 ("bbb", "map", 2): "cancelled",
             },
         ),
-        (cancel, "", {("bbb", "", 1): "cancelled"}),
+        (cancel, "upgrade", {("bbb", "upgrade", 0): "cancelled"}),
     ],
 )
 def test_what_may_be_moved_is_moved_and_nothing_else(
@@ -360,7 +328,9 @@ def test_what_may_be_moved_is_moved_and_nothing_else(
 
     assert statuses(watched) == {**before, **moved}
     assert {(s.revision, s.step, s.part): s.status for s in found.states} == {
-        place: status for place, status in {**before, **moved}.items() if place[0] == "bbb"
+        place: status
+        for place, status in {**before, **moved}.items()
+        if place[0] == "bbb" and place[1] != "total of all"
     }
 
 
@@ -374,9 +344,9 @@ def test_what_may_be_moved_is_moved_and_nothing_else(
         ),
         (
             resume,
-            ("bbb", ""),
-            "revision 'bbb' cannot be resumed, for it is running; it goes on already; pause or"
-            " cancel it",
+            ("bbb", "upgrade"),
+            "step 'upgrade' of revision 'bbb' cannot be resumed, for it is running; it goes on"
+            " already; pause or cancel it",
         ),
         (
             cancel,
@@ -392,12 +362,12 @@ def test_what_may_be_moved_is_moved_and_nothing_else(
         (
             pause,
             ("bbb", "maps"),
-            "the run of revision 'bbb' has no step 'maps'; use one of 'fill', 'map'",
+            "the run of revision 'bbb' has no step 'maps'; use one of 'fill', 'map', 'upgrade'",
         ),
         (
             pause,
             ("aaa", "maps"),
-            "the run of revision 'aaa' has no step 'maps'; leave the step out",
+            "the run of revision 'aaa' has no step 'maps'; use one of 'upgrade'",
         ),
     ],
 )

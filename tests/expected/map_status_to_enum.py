@@ -1,6 +1,6 @@
 """Map status of guide.user to state.
 
-Revision ID: 46179a6ff26e
+Revision ID: a84e38a72ab9
 Revises:
 Create Date: (when it was rendered)
 
@@ -37,12 +37,13 @@ import random
 import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from threading import Event
 from typing import Any
 
 from alembic import op
-from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "46179a6ff26e"
+revision = "a84e38a72ab9"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -64,13 +65,14 @@ def upgrade() -> None:
     with own_commits():
         preflight(
             "upgrade",
-            NO_COLUMN_STATE_YET,
             NO_TYPE_GUIDE_USER_STATE_YET,
+            NO_COLUMN_STATE_OF_GUIDE_USER_YET,
+            NO_CONSTRAINT_DATAMIG_NOT_NULL_STATE_OF_GUIDE,
             EVERY_STATUS_OF_GUIDE_USER_HAS_A_NEW_VALUE,
             NO_STATE_BECOMES_NULL,
-            THIS_SESSION_SEES_EVERY_ROW_AND_READS,
+            THIS_SESSION_SEES_EVERY_ROW_AND_HAS_STANDARD,
         )
-        step(TYPE_USER_STATE)
+        step(CREATE_TYPE_GUIDE_USER_STATE_AS_ENUM_ACTIVE)
         step('ALTER TABLE guide."user" ADD COLUMN IF NOT EXISTS state guide.user_state')
         step(TRIGGER_FUNCTION)
         step(TRIGGER)
@@ -80,13 +82,14 @@ def upgrade() -> None:
         require(STATE_OF_GUIDE_USER_IS_WHAT_THE_MAP_SAYS)
         require(STATE_OF_GUIDE_USER_HOLDS_ONLY_ACTIVE)
         require(STATE_OF_GUIDE_USER_WITHOUT_NULL)
-        step('ALTER TABLE guide."user" DROP CONSTRAINT IF EXISTS state_not_null')
+        step(ALTER_TABLE_GUIDE_USER_ADD_CONSTRAINT_DATAMIG)
         step(
-            'ALTER TABLE guide."user" ADD CONSTRAINT state_not_null CHECK (state IS NOT NULL) NOT VALID',
+            ALTER_TABLE_GUIDE_USER_VALIDATE_CONSTRAINT,
+            NO_STATE_OF_GUIDE_USER_IS_NULL,
+            undo=ALTER_TABLE_IF_EXISTS_GUIDE_USER_DROP,
         )
-        step('ALTER TABLE guide."user" VALIDATE CONSTRAINT state_not_null')
         step('ALTER TABLE guide."user" ALTER COLUMN state SET NOT NULL')
-        step('ALTER TABLE guide."user" DROP CONSTRAINT IF EXISTS state_not_null')
+        step(ALTER_TABLE_IF_EXISTS_GUIDE_USER_DROP_2)
         finish()
 
 
@@ -94,9 +97,9 @@ def downgrade() -> None:
     """Undo: map status of guide.user to state."""
     with own_commits():
         preflight("downgrade", STATE_NOT_EDITED_SINCE_THE_UPGRADE)
-        step('DROP TRIGGER IF EXISTS zz_datamig_46179a6ff26e ON guide."user"')
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_46179a6ff26e()")
-        step('ALTER TABLE guide."user" DROP COLUMN IF EXISTS state')
+        step('DROP TRIGGER IF EXISTS zz_datamig_a84e38a72ab9 ON guide."user"')
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_a84e38a72ab9()")
+        step('ALTER TABLE IF EXISTS guide."user" DROP COLUMN IF EXISTS state')
         step("DROP TYPE IF EXISTS guide.user_state")
         forget()
 
@@ -111,17 +114,23 @@ STATE = """(CASE
     WHEN status IS NULL OR status = '' THEN 'unknown'
 END)::guide.user_state"""
 
-NO_COLUMN_STATE_YET = """
--- no column state yet
-SELECT attname FROM pg_attribute
- WHERE attrelid = 'guide."user"'::regclass
-   AND attname IN ('state') AND NOT attisdropped
-"""
-
 NO_TYPE_GUIDE_USER_STATE_YET = """
 -- no type guide.user_state yet
 SELECT to_regtype('guide.user_state') AS type
  WHERE to_regtype('guide.user_state') IS NOT NULL
+"""
+
+NO_COLUMN_STATE_OF_GUIDE_USER_YET = """
+-- no column state of guide.user yet
+SELECT attname FROM pg_attribute
+         WHERE attrelid = to_regclass('guide."user"') AND attname = 'state'
+           AND NOT attisdropped
+"""
+
+NO_CONSTRAINT_DATAMIG_NOT_NULL_STATE_OF_GUIDE = """
+-- no constraint datamig_not_null_state of guide.user yet
+SELECT conname FROM pg_constraint
+         WHERE conrelid = to_regclass('guide."user"') AND conname = 'datamig_not_null_state'
 """
 
 EVERY_STATUS_OF_GUIDE_USER_HAS_A_NEW_VALUE = """
@@ -147,14 +156,14 @@ SELECT id FROM guide."user"
  ORDER BY id
 """
 
-THIS_SESSION_SEES_EVERY_ROW_AND_READS = """
--- this session sees every row, and reads literals as the standard says
+THIS_SESSION_SEES_EVERY_ROW_AND_HAS_STANDARD = """
+-- this session sees every row, and has standard_conforming_strings on
 SELECT current_user, current_setting('standard_conforming_strings')
  WHERE row_security_active('guide."user"')
     OR current_setting('standard_conforming_strings') <> 'on'
 """
 
-TYPE_USER_STATE = """
+CREATE_TYPE_GUIDE_USER_STATE_AS_ENUM_ACTIVE = """
 DO $datamig$
 BEGIN
     IF to_regtype('guide.user_state') IS NULL THEN
@@ -165,7 +174,7 @@ $datamig$
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_46179a6ff26e() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_a84e38a72ab9() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -184,9 +193,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_46179a6ff26e
+CREATE OR REPLACE TRIGGER zz_datamig_a84e38a72ab9
 BEFORE INSERT OR UPDATE OF status ON guide."user"
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_46179a6ff26e()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_a84e38a72ab9()
 """
 
 STATE_LEFT = f"""
@@ -236,6 +245,48 @@ SELECT id FROM guide."user"
  ORDER BY id
 """
 
+ALTER_TABLE_GUIDE_USER_ADD_CONSTRAINT_DATAMIG = """
+DO $datamig$
+BEGIN
+    IF EXISTS (SELECT FROM pg_attribute
+         WHERE attrelid = 'guide."user"'::regclass AND attname = 'state'
+           AND NOT attisdropped AND NOT attnotnull)
+       AND NOT EXISTS (SELECT FROM pg_constraint
+         WHERE conrelid = 'guide."user"'::regclass AND conname = 'datamig_not_null_state') THEN
+        ALTER TABLE guide."user"
+            ADD CONSTRAINT datamig_not_null_state CHECK (state IS NOT NULL) NOT VALID;
+    END IF;
+END
+$datamig$
+"""
+
+ALTER_TABLE_GUIDE_USER_VALIDATE_CONSTRAINT = """
+DO $datamig$
+BEGIN
+    IF EXISTS (SELECT FROM pg_constraint
+         WHERE conrelid = 'guide."user"'::regclass AND conname = 'datamig_not_null_state'
+           AND NOT convalidated) THEN
+        ALTER TABLE guide."user" VALIDATE CONSTRAINT datamig_not_null_state;
+    END IF;
+END
+$datamig$
+"""
+
+NO_STATE_OF_GUIDE_USER_IS_NULL = """
+-- no state of guide.user is NULL
+SELECT id FROM guide."user"
+ WHERE state IS NULL
+ ORDER BY id
+"""
+
+ALTER_TABLE_IF_EXISTS_GUIDE_USER_DROP = """
+ALTER TABLE IF EXISTS guide."user" DROP CONSTRAINT IF EXISTS datamig_not_null_state
+"""
+
+ALTER_TABLE_IF_EXISTS_GUIDE_USER_DROP_2 = """
+ALTER TABLE IF EXISTS guide."user" DROP CONSTRAINT IF EXISTS datamig_not_null_state
+"""
+
 STATE_NOT_EDITED_SINCE_THE_UPGRADE = f"""
 -- state not edited since the upgrade
 SELECT id FROM guide."user"
@@ -267,10 +318,8 @@ def own_commits() -> Generator[None]:
             if op.get_context().as_sql:
                 execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
                 execute("SET client_connection_check_interval = '2s'")  # a killed psql ends the run
-            else:  # a pooler may give each transaction another session: nothing is prepared there
-                driver: Any = op.get_bind().connection.driver_connection
-                if hasattr(driver, "prepare_threshold"):
-                    driver.prepare_threshold = None
+            else:
+                prepare_nothing(op.get_bind())
             for statement in ("CREATE SCHEMA IF NOT EXISTS datamig", RUN, QUARANTINE):
                 step(statement)
             yield
@@ -291,19 +340,42 @@ def own_commits() -> Generator[None]:
         ) from cause
 
 
+def prepare_nothing(bind: Any) -> None:
+    """A pooler may give each transaction another session."""
+    if hasattr(bind.connection.driver_connection, "prepare_threshold"):
+        bind.connection.driver_connection.prepare_threshold = None
+
+
 def preflight(way: str, *checks: str) -> None:
     """Check before the first write; a run that goes on after a stop was checked when it began."""
-    begun = f"SELECT FROM datamig.run WHERE (revision, step) = ('{revision}', '{way}')"
+    this = f"(revision, step, part) = ('{revision}', '{way}', 0)"
+    story["done"] = 0
     for check in checks:
-        require(check, unless=begun)
-    execute(
-        "INSERT INTO datamig.run (revision, step, part)"
-        f" VALUES ('{revision}', '{way}', 0) ON CONFLICT DO NOTHING"
-    )
+        require(check, unless=f"SELECT FROM datamig.run WHERE {this}")
+    execute(f"""
+INSERT INTO datamig.run AS run (revision, step, part, pid)
+VALUES ('{revision}', '{way}', 0, pg_backend_pid())
+ON CONFLICT (revision, step, part) DO UPDATE
+   SET pid = excluded.pid, heartbeat_at = excluded.heartbeat_at,
+       status = CASE run.status WHEN 'paused' THEN 'paused' ELSE 'running' END""")
+    done = execute(f"SELECT batches FROM datamig.run WHERE {this}")
+    story.update(this=this, at=0, done=done.scalar_one() if done else 0)
+
+
+# The run's row, this call's place in the story, and that of the last one not to be done again.
+story = dict[str, Any](this="", at=0, done=0)
+
+
+def passed() -> bool:
+    """Whether an earlier run got beyond this call of the story."""
+    story["at"] += 1
+    return story["at"] <= story["done"]
 
 
 def require(check: str, unless: str = "SELECT WHERE FALSE") -> None:
     """Refuse to go on while the check's query returns rows; its first line says what holds."""
+    if passed():
+        return
     name = check.strip().splitlines()[0].removeprefix("-- ")
     message = quoted(
         f"{revision} stopped, for it requires: {name.replace('%', '%%')}; % rows fail, the first %;"
@@ -339,10 +411,16 @@ def finish() -> None:
 def forget() -> None:
     """Remove what was noted of the upgrade, so that it can start afresh."""
     execute(f"DELETE FROM datamig.run WHERE revision = '{revision}' AND step <> 'downgrade'")
+    execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE revision = '{revision}'")
 
 
-def step(statement: str) -> None:
-    """Make one change in a transaction of its own; wait for its lock briefly, and again."""
+def step(statement: str, check: str = "", undo: str = "", once: str = "SELECT") -> None:
+    """Make one change in a transaction of its own; wait for its lock briefly, and again.
+
+    Where rows are in the way, it is undone, and the check tells which ones.
+    """
+    if passed():
+        return
     if op.get_context().as_sql:
         execute(statement)
         return
@@ -351,7 +429,11 @@ def step(statement: str) -> None:
             with transaction():
                 execute(f"SELECT pg_advisory_xact_lock(hashtext('{revision}'))")  # if run twice
                 execute(statement)
+                execute(once)
             return
+        except IntegrityError:
+            rows_in_the_way(check, undo)
+            raise
         except DBAPIError as error:
             driver = getattr(error, "orig", None)
             state = getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None)
@@ -366,6 +448,14 @@ def step(statement: str) -> None:
             wait = random.uniform(0.5, 1.0) * min(10.0, 0.1 * 2**attempt)
             log.warning("%s, attempt %d, again in %.1f s", reason, attempt, wait)
             time.sleep(wait)
+
+
+def rows_in_the_way(check: str, undo: str) -> None:
+    """Undo what would refuse every change of these rows, and name them."""
+    if undo:
+        execute(undo)
+    if check:
+        require(check)
 
 
 @contextmanager
@@ -384,22 +474,38 @@ def transaction() -> Generator[None]:
 
 def run_batches(name: str, table: str, key: tuple[str, ...], work: str, **more: object) -> None:
     """Walk a table batch by batch; where an earlier run stopped, its row of datamig.run knows."""
-    given = {"heap": table, "relation": table, "work": work, **more}
+    if passed():
+        return
+    begin(name, 1, table, key, work=work, **more)
+    go_on(name, 1)
+
+
+def begin(name: str, part: int, table: str, key: tuple[str, ...], **given: object) -> None:
+    """Note what is to be done; what an earlier run noted of its progress stays."""
+    given = {"heap": table, "relation": table, **given}
     execute(f"""
-INSERT INTO datamig.run AS run (revision, step, part, batch_rows, key, {", ".join(given)})
-VALUES ('{revision}', {quoted(name)}, 1, {FIRST_BATCH_ROWS}, ARRAY[{", ".join(map(quoted, key))}],
-        {", ".join(map(quoted, given.values()))})
+INSERT INTO datamig.run AS run (revision, step, part, batch_rows, key, {", ".join(given)}, status)
+SELECT '{revision}', {quoted(name)}, {part}, {FIRST_BATCH_ROWS},
+       ARRAY[{", ".join(map(quoted, key))}], {", ".join(map(quoted, given.values()))},
+       coalesce(max(status), 'running') FROM datamig.run
+ WHERE revision = '{revision}' AND part = 0 AND status IN ('paused', 'cancelled')
 ON CONFLICT (revision, step, part) DO UPDATE SET retries = 0, rounds = 0, error = NULL,
-       status = CASE run.status WHEN 'paused' THEN 'paused' ELSE 'running' END""")
+       status = CASE run.status WHEN 'paused' THEN 'paused' ELSE excluded.status END""")
+
+
+def go_on(name: str, part: int, bind: Any = None, ended: Event | None = None) -> None:
+    """Let the database do batches until the walk is done; tell about it every two seconds."""
     if op.get_context().as_sql:
-        execute(walk(name, "'infinity'"))
-        stopped = f"SELECT error FROM datamig.run WHERE {this_run(name)} AND status <> 'succeeded'"
-        require(f"-- {name}: done\n{stopped}")
+        execute(walk(name, part, "'infinity'"))
+        stopped = f"SELECT error FROM datamig.run WHERE {this_run(name, part)}"
+        require(f"-- {name}: done\n{stopped} AND status <> 'succeeded'")
         return
     shown, note = time.monotonic(), None
-    while True:
-        execute(walk(name, f"clock_timestamp() + interval '{STRETCH_SECONDS} seconds'"))
-        run = execute(f"SELECT status, error, note, {PROGRESS} WHERE {this_run(name)}").one()
+    until = f"clock_timestamp() + interval '{STRETCH_SECONDS} seconds'"
+    while ended is None or not ended.is_set():
+        execute(walk(name, part, until), bind)
+        query = f"SELECT status, error, note, {PROGRESS} WHERE {this_run(name, part)}"
+        run = execute(query, bind).one()
         if run.status != "running" or run.note != note or time.monotonic() - shown > 2:
             shown, note = time.monotonic(), run.note
             log.info("%s: %s, %s", name, run.status, run.progress)
@@ -412,9 +518,9 @@ ON CONFLICT (revision, step, part) DO UPDATE SET retries = 0, rounds = 0, error 
             )
 
 
-def this_run(name: str) -> str:
+def this_run(name: str, part: int) -> str:
     """Condition: the row of datamig.run of this walk."""
-    return f"(revision, step, part) = ('{revision}', {quoted(name)}, 1)"
+    return f"(revision, step, part) = ('{revision}', {quoted(name)}, {part})"
 
 
 RUN = """
@@ -423,9 +529,9 @@ CREATE TABLE IF NOT EXISTS datamig.run (
     status text NOT NULL DEFAULT 'running',  -- paused, cancelled, failed, succeeded
     heap text, relation text, key text[], work text, remaining text, woven text,
     hold text, rest_share float8 NOT NULL DEFAULT 0, quarantine_rows bigint NOT NULL DEFAULT 0,
-    role text NOT NULL DEFAULT 'origin', tables oid[],
+    connections integer NOT NULL DEFAULT 1,    role text NOT NULL DEFAULT 'origin', tables oid[],
     walked_by text[], passes integer, page_rows float8,
-    cursor text, stop text, page_window float8 NOT NULL DEFAULT 0, pass integer NOT NULL DEFAULT 0,
+    cursor text, stop text, page_window bigint NOT NULL DEFAULT 0, pass integer NOT NULL DEFAULT 0,
     rounds integer NOT NULL DEFAULT 0, suspects bigint NOT NULL DEFAULT 0,
     retries integer NOT NULL DEFAULT 0, rest float8 NOT NULL DEFAULT 0, total bigint,
     scanned bigint NOT NULL DEFAULT 0, changed bigint NOT NULL DEFAULT 0,
@@ -461,7 +567,7 @@ NEXT_BATCH_ROWS = f"""
             / greatest(seconds, 0.0001))))::integer"""
 
 
-def walk(name: str, until: str) -> str:
+def walk(name: str, part: int, until: str) -> str:
     """Batches until a moment, each in one transaction with its row of datamig.run.
 
     The last key of a batch is found first, then the closed range up to it is worked on.  A woven
@@ -473,14 +579,14 @@ DO $datamig$
 #variable_conflict use_variable
 DECLARE
     run datamig.run;  began timestamptz;  seconds float8;  busy boolean;  batch_rows bigint;
-    n bigint;  done bigint;  state text;  page float8;  last_page float8;
+    n bigint;  done bigint;  state text;  page bigint;  last_page bigint;
     key text;  key_text text;  span text;  ending text;  upper text;
 BEGIN
 LOOP
     began := clock_timestamp();
     PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true),
             set_config('extra_float_digits', '1', true);  -- keys as text are exact
-    SELECT * INTO STRICT run FROM datamig.run WHERE {this_run(name)} FOR UPDATE;
+    SELECT * INTO STRICT run FROM datamig.run WHERE {this_run(name, part)} FOR UPDATE;
     <<batch>>
     BEGIN
         run.rest := 1;
@@ -504,6 +610,14 @@ LOOP
                                THEN {PASSES} ELSE 1 END;
             run.walked_by := CASE WHEN run.passes > 1 THEN '{{ctid}}' ELSE run.key END;
             run.page_rows := greatest(1, coalesce(run.total, 0) / greatest(1, last_page));
+            IF run.passes > 1 THEN  -- one of several connections has its part of the pages
+                run.page_window := last_page * (run.part - 1) / run.connections;
+                run.cursor := quote_literal(format('(%s,0)', run.page_window));
+                last_page := last_page * run.part / run.connections;
+            ELSIF run.part < run.connections THEN
+                run.status := 'succeeded';  -- by key, the last one has all
+                EXIT batch;
+            END IF;
         END IF;
         run.note := CASE WHEN run.passes > 1 THEN 'woven' ELSE 'by ' || run.walked_by::text END;
         key := array_to_string(run.walked_by, ', ');
@@ -654,12 +768,13 @@ END
 $datamig$"""
 
 
-def execute(statement: str) -> Any:
+def execute(statement: str, bind: Any = None) -> Any:
     """Send a statement as it stands: no bind parameters, so ':' and '%' are themselves."""
     context = op.get_context()
     if context.as_sql:
         return context.impl.static_output(statement.strip() + ";")
-    return op.get_bind().exec_driver_sql(statement, execution_options={"no_parameters": True})
+    options = {"no_parameters": True}
+    return (bind or op.get_bind()).exec_driver_sql(statement, execution_options=options)
 
 
 def quoted(text: object) -> str:

@@ -1,6 +1,6 @@
 """Split full_name of players.player into first_name and last_name.
 
-Revision ID: 4af33c071d14
+Revision ID: f1d9aa85471c
 Revises:
 Create Date: (when it was rendered)
 
@@ -34,12 +34,13 @@ import random
 import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from threading import Event
 from typing import Any
 
 from alembic import op
-from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "4af33c071d14"
+revision = "f1d9aa85471c"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -61,11 +62,13 @@ def upgrade() -> None:
     with own_commits():
         preflight(
             "upgrade",
-            NO_COLUMN_FIRST_NAME_OR_LAST_NAME_YET,
+            NO_COLUMN_FIRST_NAME_OF_PLAYERS_PLAYER_YET,
+            NO_COLUMN_LAST_NAME_OF_PLAYERS_PLAYER_YET,
+            NO_CONSTRAINT_DATAMIG_NOT_NULL_FIRST_NAME_OF,
             EVERY_FIRST_NAME_FITS_INTO_50_CHARACTERS,
             NO_FIRST_NAME_BECOMES_NULL,
             EVERY_LAST_NAME_FITS_INTO_50_CHARACTERS,
-            THIS_SESSION_SEES_EVERY_ROW_AND_READS,
+            THIS_SESSION_SEES_EVERY_ROW_AND_HAS_STANDARD,
         )
         step("ALTER TABLE players.player ADD COLUMN IF NOT EXISTS first_name VARCHAR(50)")
         step("ALTER TABLE players.player ADD COLUMN IF NOT EXISTS last_name VARCHAR(50)")
@@ -82,13 +85,14 @@ def upgrade() -> None:
         require(FIRST_NAME_AND_LAST_NAME_HOLD_EVERY_LETTER_OF)
         require(EVERY_NAME_HAS_A_FIRST_NAME)
         require(FIRST_NAME_OF_PLAYERS_PLAYER_WITHOUT_NULL)
-        step("ALTER TABLE players.player DROP CONSTRAINT IF EXISTS first_name_not_null")
+        step(ALTER_TABLE_PLAYERS_PLAYER_ADD_CONSTRAINT)
         step(
-            "ALTER TABLE players.player ADD CONSTRAINT first_name_not_null CHECK (first_name IS NOT NULL) NOT VALID",
+            ALTER_TABLE_PLAYERS_PLAYER_VALIDATE,
+            NO_FIRST_NAME_OF_PLAYERS_PLAYER_IS_NULL,
+            undo=ALTER_TABLE_IF_EXISTS_PLAYERS_PLAYER_DROP,
         )
-        step("ALTER TABLE players.player VALIDATE CONSTRAINT first_name_not_null")
         step("ALTER TABLE players.player ALTER COLUMN first_name SET NOT NULL")
-        step("ALTER TABLE players.player DROP CONSTRAINT IF EXISTS first_name_not_null")
+        step(ALTER_TABLE_IF_EXISTS_PLAYERS_PLAYER_DROP_2)
         finish()
 
 
@@ -96,10 +100,10 @@ def downgrade() -> None:
     """Undo: split full_name of players.player into first_name and last_name."""
     with own_commits():
         preflight("downgrade", FIRST_NAME_AND_LAST_NAME_NOT_EDITED_SINCE_THE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_4af33c071d14 ON players.player")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_4af33c071d14()")
-        step("ALTER TABLE players.player DROP COLUMN IF EXISTS last_name")
-        step("ALTER TABLE players.player DROP COLUMN IF EXISTS first_name")
+        step("DROP TRIGGER IF EXISTS zz_datamig_f1d9aa85471c ON players.player")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_f1d9aa85471c()")
+        step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS last_name")
+        step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS first_name")
         forget()
 
 
@@ -115,11 +119,24 @@ LAST_NAME = r"""nullif(btrim(regexp_replace(
     '^\S+(?: [[:alpha:]]\.| ''[^'']+'')*(?= |$)', ''
 )), '')"""
 
-NO_COLUMN_FIRST_NAME_OR_LAST_NAME_YET = """
--- no column first_name or last_name yet
+NO_COLUMN_FIRST_NAME_OF_PLAYERS_PLAYER_YET = """
+-- no column first_name of players.player yet
 SELECT attname FROM pg_attribute
- WHERE attrelid = 'players.player'::regclass
-   AND attname IN ('first_name', 'last_name') AND NOT attisdropped
+         WHERE attrelid = to_regclass('players.player') AND attname = 'first_name'
+           AND NOT attisdropped
+"""
+
+NO_COLUMN_LAST_NAME_OF_PLAYERS_PLAYER_YET = """
+-- no column last_name of players.player yet
+SELECT attname FROM pg_attribute
+         WHERE attrelid = to_regclass('players.player') AND attname = 'last_name'
+           AND NOT attisdropped
+"""
+
+NO_CONSTRAINT_DATAMIG_NOT_NULL_FIRST_NAME_OF = """
+-- no constraint datamig_not_null_first_name of players.player yet
+SELECT conname FROM pg_constraint
+         WHERE conrelid = to_regclass('players.player') AND conname = 'datamig_not_null_first_name'
 """
 
 EVERY_FIRST_NAME_FITS_INTO_50_CHARACTERS = f"""
@@ -143,15 +160,15 @@ SELECT id FROM players.player
  ORDER BY id
 """
 
-THIS_SESSION_SEES_EVERY_ROW_AND_READS = """
--- this session sees every row, and reads literals as the standard says
+THIS_SESSION_SEES_EVERY_ROW_AND_HAS_STANDARD = """
+-- this session sees every row, and has standard_conforming_strings on
 SELECT current_user, current_setting('standard_conforming_strings')
  WHERE row_security_active('players.player')
     OR current_setting('standard_conforming_strings') <> 'on'
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_4af33c071d14() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_f1d9aa85471c() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -171,9 +188,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_4af33c071d14
+CREATE OR REPLACE TRIGGER zz_datamig_f1d9aa85471c
 BEFORE INSERT OR UPDATE OF full_name ON players.player
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_4af33c071d14()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_f1d9aa85471c()
 """
 
 FIRST_NAME_LAST_NAME_LEFT = f"""
@@ -211,6 +228,48 @@ SELECT id FROM players.player
  ORDER BY id
 """
 
+ALTER_TABLE_PLAYERS_PLAYER_ADD_CONSTRAINT = """
+DO $datamig$
+BEGIN
+    IF EXISTS (SELECT FROM pg_attribute
+         WHERE attrelid = 'players.player'::regclass AND attname = 'first_name'
+           AND NOT attisdropped AND NOT attnotnull)
+       AND NOT EXISTS (SELECT FROM pg_constraint
+         WHERE conrelid = 'players.player'::regclass AND conname = 'datamig_not_null_first_name') THEN
+        ALTER TABLE players.player
+            ADD CONSTRAINT datamig_not_null_first_name CHECK (first_name IS NOT NULL) NOT VALID;
+    END IF;
+END
+$datamig$
+"""
+
+ALTER_TABLE_PLAYERS_PLAYER_VALIDATE = """
+DO $datamig$
+BEGIN
+    IF EXISTS (SELECT FROM pg_constraint
+         WHERE conrelid = 'players.player'::regclass AND conname = 'datamig_not_null_first_name'
+           AND NOT convalidated) THEN
+        ALTER TABLE players.player VALIDATE CONSTRAINT datamig_not_null_first_name;
+    END IF;
+END
+$datamig$
+"""
+
+NO_FIRST_NAME_OF_PLAYERS_PLAYER_IS_NULL = """
+-- no first_name of players.player is NULL
+SELECT id FROM players.player
+ WHERE first_name IS NULL
+ ORDER BY id
+"""
+
+ALTER_TABLE_IF_EXISTS_PLAYERS_PLAYER_DROP = """
+ALTER TABLE IF EXISTS players.player DROP CONSTRAINT IF EXISTS datamig_not_null_first_name
+"""
+
+ALTER_TABLE_IF_EXISTS_PLAYERS_PLAYER_DROP_2 = """
+ALTER TABLE IF EXISTS players.player DROP CONSTRAINT IF EXISTS datamig_not_null_first_name
+"""
+
 FIRST_NAME_AND_LAST_NAME_NOT_EDITED_SINCE_THE = f"""
 -- first_name and last_name not edited since the upgrade
 SELECT id FROM players.player
@@ -242,10 +301,8 @@ def own_commits() -> Generator[None]:
             if op.get_context().as_sql:
                 execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
                 execute("SET client_connection_check_interval = '2s'")  # a killed psql ends the run
-            else:  # a pooler may give each transaction another session: nothing is prepared there
-                driver: Any = op.get_bind().connection.driver_connection
-                if hasattr(driver, "prepare_threshold"):
-                    driver.prepare_threshold = None
+            else:
+                prepare_nothing(op.get_bind())
             for statement in ("CREATE SCHEMA IF NOT EXISTS datamig", RUN, QUARANTINE):
                 step(statement)
             yield
@@ -266,19 +323,42 @@ def own_commits() -> Generator[None]:
         ) from cause
 
 
+def prepare_nothing(bind: Any) -> None:
+    """A pooler may give each transaction another session."""
+    if hasattr(bind.connection.driver_connection, "prepare_threshold"):
+        bind.connection.driver_connection.prepare_threshold = None
+
+
 def preflight(way: str, *checks: str) -> None:
     """Check before the first write; a run that goes on after a stop was checked when it began."""
-    begun = f"SELECT FROM datamig.run WHERE (revision, step) = ('{revision}', '{way}')"
+    this = f"(revision, step, part) = ('{revision}', '{way}', 0)"
+    story["done"] = 0
     for check in checks:
-        require(check, unless=begun)
-    execute(
-        "INSERT INTO datamig.run (revision, step, part)"
-        f" VALUES ('{revision}', '{way}', 0) ON CONFLICT DO NOTHING"
-    )
+        require(check, unless=f"SELECT FROM datamig.run WHERE {this}")
+    execute(f"""
+INSERT INTO datamig.run AS run (revision, step, part, pid)
+VALUES ('{revision}', '{way}', 0, pg_backend_pid())
+ON CONFLICT (revision, step, part) DO UPDATE
+   SET pid = excluded.pid, heartbeat_at = excluded.heartbeat_at,
+       status = CASE run.status WHEN 'paused' THEN 'paused' ELSE 'running' END""")
+    done = execute(f"SELECT batches FROM datamig.run WHERE {this}")
+    story.update(this=this, at=0, done=done.scalar_one() if done else 0)
+
+
+# The run's row, this call's place in the story, and that of the last one not to be done again.
+story = dict[str, Any](this="", at=0, done=0)
+
+
+def passed() -> bool:
+    """Whether an earlier run got beyond this call of the story."""
+    story["at"] += 1
+    return story["at"] <= story["done"]
 
 
 def require(check: str, unless: str = "SELECT WHERE FALSE") -> None:
     """Refuse to go on while the check's query returns rows; its first line says what holds."""
+    if passed():
+        return
     name = check.strip().splitlines()[0].removeprefix("-- ")
     message = quoted(
         f"{revision} stopped, for it requires: {name.replace('%', '%%')}; % rows fail, the first %;"
@@ -314,10 +394,16 @@ def finish() -> None:
 def forget() -> None:
     """Remove what was noted of the upgrade, so that it can start afresh."""
     execute(f"DELETE FROM datamig.run WHERE revision = '{revision}' AND step <> 'downgrade'")
+    execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE revision = '{revision}'")
 
 
-def step(statement: str) -> None:
-    """Make one change in a transaction of its own; wait for its lock briefly, and again."""
+def step(statement: str, check: str = "", undo: str = "", once: str = "SELECT") -> None:
+    """Make one change in a transaction of its own; wait for its lock briefly, and again.
+
+    Where rows are in the way, it is undone, and the check tells which ones.
+    """
+    if passed():
+        return
     if op.get_context().as_sql:
         execute(statement)
         return
@@ -326,7 +412,11 @@ def step(statement: str) -> None:
             with transaction():
                 execute(f"SELECT pg_advisory_xact_lock(hashtext('{revision}'))")  # if run twice
                 execute(statement)
+                execute(once)
             return
+        except IntegrityError:
+            rows_in_the_way(check, undo)
+            raise
         except DBAPIError as error:
             driver = getattr(error, "orig", None)
             state = getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None)
@@ -341,6 +431,14 @@ def step(statement: str) -> None:
             wait = random.uniform(0.5, 1.0) * min(10.0, 0.1 * 2**attempt)
             log.warning("%s, attempt %d, again in %.1f s", reason, attempt, wait)
             time.sleep(wait)
+
+
+def rows_in_the_way(check: str, undo: str) -> None:
+    """Undo what would refuse every change of these rows, and name them."""
+    if undo:
+        execute(undo)
+    if check:
+        require(check)
 
 
 @contextmanager
@@ -359,22 +457,38 @@ def transaction() -> Generator[None]:
 
 def run_batches(name: str, table: str, key: tuple[str, ...], work: str, **more: object) -> None:
     """Walk a table batch by batch; where an earlier run stopped, its row of datamig.run knows."""
-    given = {"heap": table, "relation": table, "work": work, **more}
+    if passed():
+        return
+    begin(name, 1, table, key, work=work, **more)
+    go_on(name, 1)
+
+
+def begin(name: str, part: int, table: str, key: tuple[str, ...], **given: object) -> None:
+    """Note what is to be done; what an earlier run noted of its progress stays."""
+    given = {"heap": table, "relation": table, **given}
     execute(f"""
-INSERT INTO datamig.run AS run (revision, step, part, batch_rows, key, {", ".join(given)})
-VALUES ('{revision}', {quoted(name)}, 1, {FIRST_BATCH_ROWS}, ARRAY[{", ".join(map(quoted, key))}],
-        {", ".join(map(quoted, given.values()))})
+INSERT INTO datamig.run AS run (revision, step, part, batch_rows, key, {", ".join(given)}, status)
+SELECT '{revision}', {quoted(name)}, {part}, {FIRST_BATCH_ROWS},
+       ARRAY[{", ".join(map(quoted, key))}], {", ".join(map(quoted, given.values()))},
+       coalesce(max(status), 'running') FROM datamig.run
+ WHERE revision = '{revision}' AND part = 0 AND status IN ('paused', 'cancelled')
 ON CONFLICT (revision, step, part) DO UPDATE SET retries = 0, rounds = 0, error = NULL,
-       status = CASE run.status WHEN 'paused' THEN 'paused' ELSE 'running' END""")
+       status = CASE run.status WHEN 'paused' THEN 'paused' ELSE excluded.status END""")
+
+
+def go_on(name: str, part: int, bind: Any = None, ended: Event | None = None) -> None:
+    """Let the database do batches until the walk is done; tell about it every two seconds."""
     if op.get_context().as_sql:
-        execute(walk(name, "'infinity'"))
-        stopped = f"SELECT error FROM datamig.run WHERE {this_run(name)} AND status <> 'succeeded'"
-        require(f"-- {name}: done\n{stopped}")
+        execute(walk(name, part, "'infinity'"))
+        stopped = f"SELECT error FROM datamig.run WHERE {this_run(name, part)}"
+        require(f"-- {name}: done\n{stopped} AND status <> 'succeeded'")
         return
     shown, note = time.monotonic(), None
-    while True:
-        execute(walk(name, f"clock_timestamp() + interval '{STRETCH_SECONDS} seconds'"))
-        run = execute(f"SELECT status, error, note, {PROGRESS} WHERE {this_run(name)}").one()
+    until = f"clock_timestamp() + interval '{STRETCH_SECONDS} seconds'"
+    while ended is None or not ended.is_set():
+        execute(walk(name, part, until), bind)
+        query = f"SELECT status, error, note, {PROGRESS} WHERE {this_run(name, part)}"
+        run = execute(query, bind).one()
         if run.status != "running" or run.note != note or time.monotonic() - shown > 2:
             shown, note = time.monotonic(), run.note
             log.info("%s: %s, %s", name, run.status, run.progress)
@@ -387,9 +501,9 @@ ON CONFLICT (revision, step, part) DO UPDATE SET retries = 0, rounds = 0, error 
             )
 
 
-def this_run(name: str) -> str:
+def this_run(name: str, part: int) -> str:
     """Condition: the row of datamig.run of this walk."""
-    return f"(revision, step, part) = ('{revision}', {quoted(name)}, 1)"
+    return f"(revision, step, part) = ('{revision}', {quoted(name)}, {part})"
 
 
 RUN = """
@@ -398,9 +512,9 @@ CREATE TABLE IF NOT EXISTS datamig.run (
     status text NOT NULL DEFAULT 'running',  -- paused, cancelled, failed, succeeded
     heap text, relation text, key text[], work text, remaining text, woven text,
     hold text, rest_share float8 NOT NULL DEFAULT 0, quarantine_rows bigint NOT NULL DEFAULT 0,
-    role text NOT NULL DEFAULT 'origin', tables oid[],
+    connections integer NOT NULL DEFAULT 1,    role text NOT NULL DEFAULT 'origin', tables oid[],
     walked_by text[], passes integer, page_rows float8,
-    cursor text, stop text, page_window float8 NOT NULL DEFAULT 0, pass integer NOT NULL DEFAULT 0,
+    cursor text, stop text, page_window bigint NOT NULL DEFAULT 0, pass integer NOT NULL DEFAULT 0,
     rounds integer NOT NULL DEFAULT 0, suspects bigint NOT NULL DEFAULT 0,
     retries integer NOT NULL DEFAULT 0, rest float8 NOT NULL DEFAULT 0, total bigint,
     scanned bigint NOT NULL DEFAULT 0, changed bigint NOT NULL DEFAULT 0,
@@ -436,7 +550,7 @@ NEXT_BATCH_ROWS = f"""
             / greatest(seconds, 0.0001))))::integer"""
 
 
-def walk(name: str, until: str) -> str:
+def walk(name: str, part: int, until: str) -> str:
     """Batches until a moment, each in one transaction with its row of datamig.run.
 
     The last key of a batch is found first, then the closed range up to it is worked on.  A woven
@@ -448,14 +562,14 @@ DO $datamig$
 #variable_conflict use_variable
 DECLARE
     run datamig.run;  began timestamptz;  seconds float8;  busy boolean;  batch_rows bigint;
-    n bigint;  done bigint;  state text;  page float8;  last_page float8;
+    n bigint;  done bigint;  state text;  page bigint;  last_page bigint;
     key text;  key_text text;  span text;  ending text;  upper text;
 BEGIN
 LOOP
     began := clock_timestamp();
     PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true),
             set_config('extra_float_digits', '1', true);  -- keys as text are exact
-    SELECT * INTO STRICT run FROM datamig.run WHERE {this_run(name)} FOR UPDATE;
+    SELECT * INTO STRICT run FROM datamig.run WHERE {this_run(name, part)} FOR UPDATE;
     <<batch>>
     BEGIN
         run.rest := 1;
@@ -479,6 +593,14 @@ LOOP
                                THEN {PASSES} ELSE 1 END;
             run.walked_by := CASE WHEN run.passes > 1 THEN '{{ctid}}' ELSE run.key END;
             run.page_rows := greatest(1, coalesce(run.total, 0) / greatest(1, last_page));
+            IF run.passes > 1 THEN  -- one of several connections has its part of the pages
+                run.page_window := last_page * (run.part - 1) / run.connections;
+                run.cursor := quote_literal(format('(%s,0)', run.page_window));
+                last_page := last_page * run.part / run.connections;
+            ELSIF run.part < run.connections THEN
+                run.status := 'succeeded';  -- by key, the last one has all
+                EXIT batch;
+            END IF;
         END IF;
         run.note := CASE WHEN run.passes > 1 THEN 'woven' ELSE 'by ' || run.walked_by::text END;
         key := array_to_string(run.walked_by, ', ');
@@ -629,12 +751,13 @@ END
 $datamig$"""
 
 
-def execute(statement: str) -> Any:
+def execute(statement: str, bind: Any = None) -> Any:
     """Send a statement as it stands: no bind parameters, so ':' and '%' are themselves."""
     context = op.get_context()
     if context.as_sql:
         return context.impl.static_output(statement.strip() + ";")
-    return op.get_bind().exec_driver_sql(statement, execution_options={"no_parameters": True})
+    options = {"no_parameters": True}
+    return (bind or op.get_bind()).exec_driver_sql(statement, execution_options=options)
 
 
 def quoted(text: object) -> str:
