@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import psycopg
 import sqlalchemy as sa
@@ -26,6 +26,9 @@ from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInSte
 #: Rows of a table that the migration is going to create.
 NOT_YET = -2
 
+#: What a backfill gives: table, column and expression.
+Given: TypeAlias = tuple[TableName, str, str]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Catalog:
@@ -40,9 +43,10 @@ class Catalog:
     volatile: frozenset[str] = frozenset()
     #: Columns of each query whose rows are inserted.
     selected: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    #: Table, column and expression where the column's type alters what the expression gives: a
-    #: number is rounded, a text is padded.
-    altered: frozenset[tuple[TableName, str, str]] = frozenset()
+    #: Where the column's type alters what the expression gives: it rounds a number, pads a text.
+    altered: frozenset[Given] = frozenset()
+    #: Where the column does not take what the expression gives, each with the reason.
+    misfits: Mapping[Given, str] = field(default_factory=dict["Given", str])
     #: What the schema steps need to know, by their number in the migration, from 0.
     found: Mapping[int, Found] = field(default_factory=dict[int, Found])
 
@@ -75,6 +79,18 @@ class Catalog:
             columns.append(statements.comparable(statements.column_of(step, column), type))
             values.append(statements.comparable(text, type))
         return statements.differ(columns, values)
+
+    @property
+    def misfit_columns(self) -> frozenset[tuple[TableName, str]]:
+        """Columns that do not take what a backfill gives them."""
+        return frozenset((table, column) for table, column, _ in self.misfits)
+
+    def require_fitting(self) -> None:
+        """Refuse expressions whose values their columns do not take."""
+        for (table, column, text), reason in self.misfits.items():
+            raise ExpressionError(
+                text, f"{column!r} of {str(table)!r} does not take it: {reason}", "cast it yourself"
+            )
 
     def reads_made(self, *texts: str) -> bool:
         """Whether an expression names what the migration is yet to make."""
@@ -184,7 +200,7 @@ def read_catalog(db: Database, migration: Migration) -> Catalog:
                 _require_steady_key(step, catalog)
             if isinstance(step, DeleteRows):
                 _require_expression(connection, catalog, step.table, step.where)
-        return replace(catalog, altered=_altered(connection, catalog, migration))
+        return _with_types(connection, catalog, migration)
 
 
 def _require_expression(
@@ -389,12 +405,6 @@ def _named_columns(
 ) -> tuple[str, ...]:
     if step.columns is not None:
         return step.columns
-    if catalog.reads_made(step.select):
-        raise MigrationError(
-            f"the query for {str(step.table)!r} reads what the migration is yet to make, so the"
-            " database cannot say its columns",
-            "name them with columns=",
-        )
     raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
     query = f"SELECT * FROM {statements.source(step)} LIMIT 0"
     try:
@@ -404,6 +414,12 @@ def _named_columns(
     except psycopg.Error as error:
         if error.sqlstate in (None, "42501"):
             raise
+        if error.sqlstate in ("42P01", "42703") and catalog.reads_made(step.select):
+            raise MigrationError(
+                f"the query for {str(step.table)!r} reads what the migration is yet to make, so"
+                " the database cannot say its columns",
+                "name them with columns=",
+            ) from error
         raise ExpressionError(
             step.select,
             error.diag.message_primary or str(error),
@@ -412,38 +428,58 @@ def _named_columns(
     return columns
 
 
+# ---------------------------------------------------------------- values and types of columns
+
 # Whole numbers, and the types that hold each of them as it is; texts without a limit to pad to.
 _WHOLE, _HOLD_WHOLE, _TEXTS = {20, 21, 23}, {20, 21, 23, 701, 1700}, {25, 1043}
 _LITERAL = re.compile(r"NULL|TRUE|FALSE|'(?:[^']|'')*'", re.IGNORECASE)
 
+# What PostgreSQL says of a value that it does not put into a column of another type; domains,
+# arrays and what is cast by way of text are left to it.
+_MISFIT = """
+SELECT format('it is of type %s, the expression of type %s',
+              format_type(wanted.oid, NULL), format_type(given.oid, NULL))
+  FROM pg_type AS wanted, pg_type AS given
+ WHERE (wanted.oid, given.oid) = (:wanted, :given) AND wanted.oid <> given.oid
+   AND wanted.typtype IN ('b', 'e') AND given.typtype IN ('b', 'e')
+   AND wanted.typcategory NOT IN ('S', 'A') AND given.typcategory <> 'A'
+   AND NOT EXISTS (SELECT FROM pg_cast
+                    WHERE castsource = given.oid AND casttarget = wanted.oid
+                      AND castcontext <> 'e')
+"""
 
-def _altered(
-    connection: sa.Connection, catalog: Catalog, migration: Migration
-) -> frozenset[tuple[TableName, str, str]]:
-    """Where a column's type alters what its expression gives: else rows would never seem done."""
-    return frozenset(
-        (step.table, column, text)
-        for step in migration.backfills
-        for column, text in step.assign.items()
-        if not _LITERAL.fullmatch(text)
-        if catalog.column_type(step.table, column).labels is None
-        if _alters(connection, catalog, step, column, text)
-    )
+
+def _with_types(connection: sa.Connection, catalog: Catalog, migration: Migration) -> Catalog:
+    """The catalog with what the columns' types make of the values that backfills give them."""
+    altered: set[Given] = set()
+    misfits: dict[Given, str] = {}
+    for step in migration.backfills:
+        for column, text in step.assign.items():
+            type, given = catalog.column_type(step.table, column), (step.table, column, text)
+            if _LITERAL.fullmatch(text) or type.labels is not None:
+                continue
+            if catalog.reads_made(text, step.using or ""):
+                altered |= set() if type.is_text else {given}
+            else:
+                (wanted, limit), (found, found_limit) = _types(connection, step, type.name, text)
+                is_same = wanted == found and limit in (-1, found_limit)
+                is_text = wanted in _TEXTS and found in _TEXTS
+                is_whole = found in _WHOLE and wanted in _HOLD_WHOLE
+                if not (is_same or is_text or is_whole):
+                    altered.add(given)
+                types = {"wanted": wanted, "given": found}
+                misfit = connection.execute(sa.text(_MISFIT), types).scalar_one_or_none()
+                misfits |= {} if misfit is None else {given: misfit}
+    return replace(catalog, altered=frozenset(altered), misfits=misfits)
 
 
-def _alters(
-    connection: sa.Connection, catalog: Catalog, step: Backfill, column: str, text: str
-) -> bool:
-    if catalog.reads_made(text, step.using or ""):
-        return not catalog.column_type(step.table, column).is_text
-    type = f"CAST(NULL AS {catalog.column_type(step.table, column).name})"
-    source = step.table.sql if step.using is None else f"{step.table.sql}, {step.using}"
+def _types(
+    connection: sa.Connection, step: Backfill, type: str, text: str
+) -> list[tuple[int, int]]:
+    """Type and its modifier, of the column and of the expression."""
     raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    source = step.table.sql if step.using is None else f"{step.table.sql}, {step.using}"
     with raw.cursor() as cursor:
-        cursor.execute(f"SELECT {type}, ({text}) FROM {source} LIMIT 0".encode())
-        result = cursor.pgresult
-        assert result is not None
-        (wanted, limit), (given, given_limit) = ((result.ftype(n), result.fmod(n)) for n in (0, 1))
-    if (wanted in _TEXTS and given in _TEXTS) or (given in _WHOLE and wanted in _HOLD_WHOLE):
-        return False
-    return wanted != given or limit not in (-1, given_limit)
+        cursor.execute(f"SELECT CAST(NULL AS {type}), ({text}) FROM {source} LIMIT 0".encode())
+        assert cursor.pgresult is not None
+        return [(cursor.pgresult.ftype(n), cursor.pgresult.fmod(n)) for n in (0, 1)]

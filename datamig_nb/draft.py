@@ -98,6 +98,7 @@ class Draft:
 
     def upgrade(self) -> str:
         """The function ``upgrade``."""
+        self.catalog.require_fitting()
         for step in self.migration.steps:
             if isinstance(step, Backfill | KeepInStep):
                 self.references(step)
@@ -114,11 +115,7 @@ class Draft:
             for condition in preflight.preflight(step, steps[:number])
         ]
         asked = [check for check in self.migration.checks if check.before]
-        for number, step in enumerate(steps):
-            parts = self._deletions(step) if isinstance(step, DeleteRows) else [step]
-            for place, part in enumerate(parts):
-                if not self._is_late(part, (*steps[:number], *parts[:place])):
-                    asked += self._asked(part)
+        asked += walks.early_checks(self.migration, self.catalog)
         asked += targets.session_checks(self.migration, self.catalog.major)
         checks += [self._failing(check) for check in asked]
         names = [self.check(*check) for check in checks]
@@ -128,28 +125,14 @@ class Draft:
             lines.append(f"remember({_text(figure.name)}, {value})")
         return lines
 
-    def _asked(self, step: Step) -> tuple[Check, ...]:
-        """What must hold so that the batches of a step do what they should, and to every row."""
-        return (
-            *self.catalog.implied_checks(step, self.migration),
-            *targets.checks(step, self.catalog.tables),
-        )
-
-    def _is_late(self, step: Step, earlier: Iterable[Step]) -> bool:
-        """Whether a step can be asked about only when those before it are done."""
-        if not isinstance(step, walks.WalkedStep):
-            return False
-        tables = self.catalog.tables
-        return self.catalog.reads_made(*step.texts) or targets.depends(step, earlier, tables)
-
     def _late_checks(self, step: walks.WalkedStep, earlier: Iterable[Step], walk: str) -> list[str]:
         """Checks right before a walk, made before its first batch and not again."""
-        if not self._is_late(step, earlier):
+        if not walks.is_late(step, earlier, self.catalog):
             return []
         begun = f"SELECT FROM datamig.run WHERE (revision, step) = ('{ID}', {literal(walk)})"
         return [
             f"require({self.check(*self._failing(check))}, unless={_text(begun)})"
-            for check in self._asked(step)
+            for check in walks.asked(step, self.migration, self.catalog)
         ]
 
     def _upgrade_step(self, step: Step) -> list[str]:
@@ -393,12 +376,19 @@ class Draft:
         if self.irreversible:
             return f"raises: {self.irreversible}."
         parts: list[str] = []
-        names = [f"{', '.join(cs)} of {table}" for table, cs in self.catalog.added.items()]
-        if names:
+        held, loose = list[str](), list[str]()
+        for table, added in self.catalog.added.items():
+            names = walks.columns_held(table, self.migration, self.catalog)
+            held += [f"{', '.join(names)} of {table}"] if names else []
+            others = [column for column in added if column not in names]
+            loose += [f"{', '.join(others)} of {table}"] if others else []
+        if held:
             parts.append(
-                f"drops {' and '.join(names)}, unless a value there was edited since (then it stops"
+                f"drops {' and '.join(held)}, unless a value there was edited since (then it stops"
                 " and names the rows)"
             )
+        if loose:
+            parts.append(f"drops {' and '.join(loose)}, whatever was written there since")
         if any(isinstance(step, BackUp | DeleteRows | InsertRows) for step in self.migration.steps):
             parts.append(
                 "puts back what was kept, where it was not edited since; datamig.conflict lists"
@@ -423,15 +413,7 @@ class Draft:
 
     def _unedited(self, table: TableName) -> list[str]:
         """The check that columns which will be dropped hold nothing that would be lost."""
-        added = self.catalog.added.get(table, {})
-        columns = [
-            column
-            for step in self.migration.backfills
-            if step.table == table and not walks.is_volatile(step, self.catalog)
-            if step.using is None
-            for column in step.assign
-            if column in added
-        ]
+        columns = walks.columns_held(table, self.migration, self.catalog)
         if not columns:
             return []
         filled = {column: self._filled(table, column) for column in columns}

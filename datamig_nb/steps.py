@@ -241,7 +241,8 @@ def insert_rows(
     Parameters
     ----------
     select
-        SELECT whose columns are named like the columns of the table that they fill.
+        SELECT whose columns are named like the columns of the table that they fill.  Where it
+        reads that table itself, it sees what batches before have put in.
     key
         Columns of the query by which it is walked; never NULL there.
     columns
@@ -271,7 +272,7 @@ def delete_rows(
     where: Expression,
     *,
     keep: bool = True,
-    dependants: Mapping[str, str | Sequence[str]] | Collection[str] = (),
+    dependants: Mapping[str, str | Sequence[str]] | tuple[str, ...] = (),
     rest: float = 0.0,
     hold_on: Collection[Signal] = (),
 ) -> DeleteRows:
@@ -288,12 +289,7 @@ def delete_rows(
         ``{"shop.line": "order_id"}`` by columns.  What refers to these in turn is removed by a
         step of its own before.
     """
-    given: dict[str, str | Sequence[str]] = {}
-    if isinstance(dependants, Mapping):
-        given.update(dependants)
-    else:
-        names = (dependants,) if isinstance(dependants, str) else dependants
-        given.update((name, ()) for name in names)
+    given = dict.fromkeys(dependants, ()) if isinstance(dependants, tuple) else dependants
     return DeleteRows(
         table=TableName.parse(table),
         where=expression_text(where),

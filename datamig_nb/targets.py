@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from alembic.operations import ops
+
 from datamig_nb import kept
 from datamig_nb.checks import QueryCheck
 from datamig_nb.database import Reference, Table
 from datamig_nb.errors import MigrationError
 from datamig_nb.expressions import listed
-from datamig_nb.migration import Migration, Step
+from datamig_nb.migration import Migration, Step, step_table
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.statements import indent, names_in, partners, source
 from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Sql
@@ -112,7 +114,8 @@ def _is_prepared(
         for step in earlier
         if isinstance(step, Backfill) and set(reference.columns) & set(step.assign)
     ]
-    return any(map(reference.is_of, (*dependants, *removed, *repointed)))
+    unknown = any(isinstance(step, Sql) for step in earlier)
+    return unknown or any(map(reference.is_of, (*dependants, *removed, *repointed)))
 
 
 # ---------------------------------------------------------------- children first
@@ -199,20 +202,24 @@ def _no_children(step: DeleteRows, reference: Reference, tables: Tables) -> Quer
     columns = ", ".join(map(quote, (known and known.key) or reference.columns))
     return QueryCheck(
         name=f"no row of {reference.child} refers to one that goes from {step.table}",
-        failing=f"SELECT {columns} FROM {reference.child.sql}\n WHERE {failing}",
+        failing=f"SELECT {columns} FROM {reference.child.sql}\n WHERE {failing}\n"
+        f" ORDER BY {columns}",
     )
 
 
 def session_checks(migration: Migration, major: int) -> tuple[QueryCheck, ...]:
     """What must hold of the session before any batch."""
-    tables = dict.fromkeys(
-        step.table
+    made = {step_table(s) for s in migration.steps if isinstance(s, ops.CreateTableOp)}
+    walked = dict.fromkeys(
+        table
         for step in migration.steps
         if isinstance(step, Backfill | InsertRows | DeleteRows)
+        for table in (step.table, *(step.dependants if isinstance(step, DeleteRows) else ()))
+        if table not in made
     )
     found: list[QueryCheck] = []
-    if tables:
-        hidden = " OR ".join(f"row_security_active({literal(table.sql)})" for table in tables)
+    if walked:
+        hidden = " OR ".join(f"row_security_active({literal(table.sql)})" for table in walked)
         found.append(
             QueryCheck(
                 name="this session sees every row, and has standard_conforming_strings on",

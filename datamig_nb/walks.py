@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from datamig_nb import statements, targets
 from datamig_nb.catalog import Catalog
-from datamig_nb.migration import Migration
-from datamig_nb.names import quote
+from datamig_nb.checks import Check
+from datamig_nb.migration import Migration, Step
+from datamig_nb.names import TableName, quote
 from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Walk
 
 # Types that hash_record() can hash: by the hash, a woven walk chooses the rows of each pass.
@@ -69,6 +70,55 @@ def later_walks(step: Backfill | DeleteRows, migration: Migration) -> list[Walke
         for other in migration.steps[place + 1 :]
         if isinstance(other, WalkedStep) and targets.disturbs(other, step)
     ]
+
+
+# ---------------------------------------------------------------- what is asked of the rows
+
+
+def asked(step: Step, migration: Migration, catalog: Catalog) -> tuple[Check, ...]:
+    """What must hold so that the batches of a step do what they should, and to every row."""
+    implied = catalog.implied_checks(step, migration)
+    return (*implied, *targets.checks(step, catalog.tables))
+
+
+def is_late(step: Step, earlier: Iterable[Step], catalog: Catalog) -> bool:
+    """Whether a step can be asked about only when those before it are done."""
+    if not isinstance(step, WalkedStep):
+        return False
+    return catalog.reads_made(*step.texts) or targets.depends(step, earlier, catalog.tables)
+
+
+def early_checks(migration: Migration, catalog: Catalog) -> list[Check]:
+    """What is asked before the first write."""
+    found: list[Check] = []
+    for number, step in enumerate(migration.steps):
+        is_delete = isinstance(step, DeleteRows)
+        parts = targets.deletions(step, catalog.tables) if is_delete else (step,)
+        for place, part in enumerate(parts):
+            earlier = (*migration.steps[:number], *parts[:place])
+            if not is_late(part, earlier, catalog):
+                found += asked(part, migration, catalog)
+    return found
+
+
+def columns_held(table: TableName, migration: Migration, catalog: Catalog) -> list[str]:
+    """New columns that can be held against their expressions later: those that give them still.
+
+    That is not so where an expression gives another value each time, comes from another table, or
+    reads what the same step or a later one writes.
+    """
+    steps = [step for step in migration.backfills if step.table == table]
+    loose: set[str] = set()
+    for number, step in enumerate(steps):
+        written = [column for other in steps[number:] for column in other.assign]
+        is_moved = statements.columns_read("\n".join(step.texts), written, catalog.row(table))
+        if is_moved or step.using is not None or is_volatile(step, catalog):
+            loose |= {*step.assign}
+    filled = dict.fromkeys(column for step in steps for column in step.assign)
+    return [c for c in filled if c in catalog.added.get(table, {}) and c not in loose]
+
+
+# ---------------------------------------------------------------- how to walk
 
 
 def plan(
