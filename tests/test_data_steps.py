@@ -6,7 +6,9 @@ walks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,10 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from datamig_nb.checks import check
+from datamig_nb.checks import check, unchanged
 from datamig_nb.database import Database
 from datamig_nb.migration import Migration, Step
-from datamig_nb.operations import add_column, create_table
+from datamig_nb.operations import add_column, create_table, sql
 from datamig_nb.render import Revision, render
 from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step
 from tests.alembic_project import AlembicProject, Outcome, make_project
@@ -113,6 +115,22 @@ def refused(database: Database, project: AlembicProject, *steps: Step) -> str:
     outcome = project.alembic(database, "upgrade", "head")
     assert outcome.code == 1
     return outcome.sentence.replace(revision.id, "it")
+
+
+@contextmanager
+def role(database: Database, schema: str, *tables: str) -> Generator[Database]:
+    """The database as a role sees it that owns these tables and is no superuser."""
+    name = database.url.database
+    query(
+        database,
+        f"CREATE ROLE limited LOGIN; GRANT CREATE ON DATABASE {name} TO limited;"
+        f"GRANT {schema} ON SCHEMA public TO limited;"
+        + ";".join(f"ALTER TABLE {table} OWNER TO limited" for table in tables),
+    )
+    try:
+        yield replace(database, url=database.url.set(username="limited"))
+    finally:
+        query(database, "DROP OWNED BY limited CASCADE; DROP ROLE limited")
 
 
 def new(table: str, column: str, kind: Any = None) -> Step:
@@ -933,3 +951,239 @@ def test_duplicates_are_deleted_once_their_children_are_repointed(
         (3, 6),
         (4, 6),
     ]
+
+
+# ---------------------------------------------------------------- statements and checks
+
+
+def test_a_statement_of_ones_own_is_sent_once_and_undone(
+    shop: Database, project: AlembicProject
+) -> None:
+    never = check("nothing holds", "SELECT 1 FROM sale LIMIT 1")
+    raised = sql("UPDATE person SET level = level + 1", "UPDATE person SET level = level - 1")
+    nothing_to_undo = sql("ANALYZE person", "")
+    before = contents(shop, "person")
+    stopping = added(shop, project, raised, nothing_to_undo, never)
+
+    for _ in range(2):
+        assert project.alembic(shop, "upgrade", "head").code == 1
+
+    assert query(shop, "SELECT sum(level) FROM person") == [18]
+    query(shop, "UPDATE person SET level = level - 1; DROP SCHEMA datamig CASCADE")
+    (project.directory / "alembic" / "versions" / f"{stopping.id}.py").unlink()
+    assert contents(shop, "person") == before
+    there_and_back(shop, project, ["person"], raised, nothing_to_undo)
+
+
+def test_a_statement_without_an_undo_cannot_be_undone(
+    shop: Database, project: AlembicProject
+) -> None:
+    up(shop, project, sql("DELETE FROM sale", name="throw the sales away"))
+
+    outcome = project.alembic(shop, "downgrade", "base")
+
+    assert outcome.code == 1
+    assert outcome.sentence.endswith(
+        "cannot be undone: nothing undoes this: throw the sales away; restore them from a backup"
+    )
+
+
+def test_a_figure_that_stays_passes_and_one_that_moves_is_told_before_and_after(
+    shop: Database, project: AlembicProject
+) -> None:
+    count = unchanged("the number of persons", "SELECT count(*) FROM person")
+    total = unchanged("the sum of all sales", "SELECT sum(amount) FROM sale")
+    first = check(
+        "every sale has an amount", "SELECT id FROM sale WHERE amount IS NULL", before=True
+    )
+    steps = (back_up("sale", "amount"), backfill("sale", {"amount": "amount + 1"}, where="id = 5"))
+
+    sentence = refused(shop, project, first, *steps, count, total)
+
+    assert sentence == (
+        "it stopped, for it requires: the sum of all sales unchanged; 1 rows fail, the first"
+        " (902.00,903.00); repair them and run Alembic again, it goes on here"
+    )
+    query(shop, "UPDATE sale SET amount = amount - 1 WHERE id = 12")
+    ok(project.alembic(shop, "upgrade", "head"))
+
+
+def test_a_check_before_the_first_write_stops_before_it(
+    shop: Database, project: AlembicProject
+) -> None:
+    first = check(
+        "every sale has a buyer",
+        "SELECT id FROM sale WHERE person_id IS NULL ORDER BY 1",
+        before=True,
+    )
+
+    sentence = refused(shop, project, new("sale", "x"), backfill("sale", {"x": "place"}), first)
+
+    assert sentence == (
+        "it stopped, for it requires: every sale has a buyer; 3 rows fail, the first (47), (124),"
+        " (201); repair them and run Alembic again, it goes on here"
+    )
+    assert "x" not in str(contents(shop, "sale"))
+
+
+# ---------------------------------------------------------------- tables of every kind
+
+PARTITIONED = """
+CREATE TABLE ranged (id int, at date, v int, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
+CREATE TABLE ranged_1 PARTITION OF ranged FOR VALUES FROM ('2026-01-01') TO ('2026-02-01');
+CREATE TABLE ranged_2 PARTITION OF ranged FOR VALUES FROM ('2026-02-01') TO ('2026-03-01')
+  PARTITION BY LIST (v);
+CREATE TABLE ranged_2_a PARTITION OF ranged_2 FOR VALUES IN (1, 2);
+CREATE TABLE ranged_2_b PARTITION OF ranged_2 DEFAULT;
+CREATE TABLE keyless (line text, v int) PARTITION BY LIST (v);
+CREATE TABLE keyless_1 PARTITION OF keyless FOR VALUES IN (1);
+CREATE TABLE keyless_2 PARTITION OF keyless DEFAULT;
+CREATE TABLE heir (id int PRIMARY KEY, v int);
+CREATE TABLE heir_child (more text) INHERITS (heir);
+INSERT INTO ranged SELECT n, date '2026-01-01' + n, n % 4 FROM generate_series(1, 50) AS n;
+INSERT INTO keyless SELECT 'l' || n, n % 3 FROM generate_series(1, 50) AS n;
+INSERT INTO heir SELECT n, n FROM generate_series(1, 20) AS n;
+INSERT INTO heir_child SELECT n, n, 'x' FROM generate_series(10, 30) AS n
+"""
+
+
+def test_partitions_and_heirs_are_walked_with_their_table(
+    database: Database, project: AlembicProject
+) -> None:
+    """By their key, or by place where they have none; heirs have keys of their own."""
+    query(database, PARTITIONED)
+    tables = ["ranged", "keyless", "heir"]
+    steps = [
+        step
+        for table in tables
+        for step in (new(table, "w", sa.Integer()), backfill(table, {"w": "v * 2 + 1"}))
+    ]
+
+    there_and_back(
+        database,
+        project,
+        tables,
+        *steps,
+        back_up("ranged", "v"),
+        backfill("ranged", {"v": "(v + 1) % 4"}),  # moves rows between partitions
+        delete_rows("ranged", "w = 3 AND id > 10"),
+    )
+
+    wrong = " UNION ALL ".join(f"SELECT count(*) FROM {table} WHERE w IS NULL" for table in tables)
+    assert query(database, wrong) == [0, 0, 0]
+    assert query(database, "SELECT count(*) FROM ranged WHERE w <> (v + 3) % 4 * 2 + 1") == [0]
+    assert query(database, "SELECT count(*) FROM heir WHERE w = v * 2 + 1") == [41]
+
+
+def test_a_table_without_a_key_is_walked_by_place_and_its_edits_are_held(
+    database: Database, project: AlembicProject
+) -> None:
+    query(
+        database,
+        "CREATE TABLE log (line text); ALTER TABLE log ALTER line SET STORAGE PLAIN;"
+        "INSERT INTO log SELECT repeat('x', 2000) || n FROM generate_series(1, 60) AS n; ANALYZE",
+    )
+    there_and_back(
+        database,
+        project,
+        ["log"],
+        new("log", "long", sa.Integer()),
+        backfill("log", {"long": "length(line)"}),
+    )
+    assert walks(database)["fill long"][2] == 60
+
+    query(database, "UPDATE log SET long = 7 WHERE line LIKE '%x33'")
+    outcome = project.alembic(database, "downgrade", "base")
+
+    assert 'requires: long not edited since the upgrade; 1 rows fail, the first ("(' in outcome.log
+
+
+def test_user_triggers_fire_unless_they_are_to_be_left_out(
+    shop: Database, project: AlembicProject
+) -> None:
+    query(
+        shop,
+        "ALTER TABLE person ADD updated_at date DEFAULT '2020-01-01';"
+        "CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$BEGIN NEW.updated_at := '2026-01-01'; RETURN NEW; END$$;"
+        "CREATE TRIGGER touch BEFORE UPDATE ON person FOR EACH ROW EXECUTE FUNCTION touch()",
+    )
+    touched = "SELECT count(*) FROM person WHERE updated_at > '2021-01-01'"
+
+    there_and_back(
+        shop,
+        project,
+        ["person"],
+        back_up("person", "name"),
+        backfill("person", {"name": "upper(name)"}, fire_triggers=False),
+    )
+    assert query(shop, touched) == [0]
+
+    down(shop, project)
+    up_again = backfill("person", {"name": "upper(name)"}, where="id < 4")
+    for path in (project.directory / "alembic" / "versions").glob("*.py"):
+        path.unlink()
+    up(shop, project, back_up("person", "name"), up_again)
+    assert query(shop, touched) == [3]
+
+
+def test_leaving_triggers_out_needs_a_privilege_that_is_asked_for_first(
+    shop: Database, project: AlembicProject
+) -> None:
+    with role(shop, "CREATE, USAGE", "person") as limited:
+        step = backfill("person", {"name": "upper(name)"}, fire_triggers=False)
+        before = contents(shop, "person")
+        revision = added(shop, project, back_up("person", "name"), step)
+
+        outcome = project.alembic(limited, "upgrade", "head")
+
+        assert outcome.sentence == (
+            f"{revision.id} stopped, for it requires: this role may leave triggers out (GRANT SET"
+            " ON PARAMETER session_replication_role); 1 rows fail, the first (limited); repair them"
+            " and run Alembic again, it goes on here"
+        )
+        assert contents(shop, "person") == before
+        query(shop, "GRANT SET ON PARAMETER session_replication_role TO limited")
+        ok(project.alembic(limited, "upgrade", "head"))
+        query(shop, "REVOKE SET ON PARAMETER session_replication_role FROM limited")
+        assert query(shop, "SELECT name FROM person WHERE id = 3") == ["P3"]
+
+
+@pytest.mark.parametrize(
+    ("step", "sentence"),
+    [
+        (
+            backfill("sale", {"place": "upper(place)"}),
+            "it stopped, for it requires: this session sees every row, and has"
+            " standard_conforming_strings on; 1 rows fail, the first (limited,on); repair them and"
+            " run Alembic again, it goes on here",
+        ),
+        (
+            backfill("person", {"name": "s.place"}, using="sale AS s", on="s.id = person.id"),
+            'it stopped: query would be affected by row-level security policy for table "sale";'
+            " run Alembic again, it goes on where it was",
+        ),
+        (
+            insert_rows("person", "SELECT id + 100 AS id FROM sale", key="id"),
+            'it stopped: query would be affected by row-level security policy for table "sale";'
+            " run Alembic again, it goes on where it was",
+        ),
+    ],
+    ids=["target", "partner", "source"],
+)
+def test_rows_that_a_policy_hides_stop_before_the_first_write(
+    shop: Database, project: AlembicProject, step: Step, sentence: str
+) -> None:
+    with role(shop, "CREATE, USAGE", "person", "sale") as limited:
+        query(
+            shop,
+            "ALTER TABLE sale ENABLE ROW LEVEL SECURITY; ALTER TABLE sale FORCE ROW LEVEL SECURITY;"
+            "CREATE POLICY some ON sale USING (person_id = 1)",
+        )
+        before = contents(shop, "sale", "person")
+        revision = added(shop, project, step)
+
+        outcome = project.alembic(limited, "upgrade", "head")
+
+        assert outcome.sentence.replace(revision.id, "it") == sentence
+        assert contents(shop, "sale", "person") == before
