@@ -117,7 +117,8 @@ def test_a_failed_check_is_passed_after_the_repair_wherever_it_is_killed(
 ) -> None:
     query(
         database,
-        f"{MAKE_READINGS}; UPDATE reading SET raw = id * 2; UPDATE reading SET raw = '-7' WHERE id = 77",
+        f"{MAKE_READINGS}; UPDATE reading SET raw = id * 2;"
+        " UPDATE reading SET raw = '-7' WHERE id = 77",
     )
     none = dm.check("no reading below zero", "SELECT id, value FROM reading WHERE value < 0")
     revision = readings(
