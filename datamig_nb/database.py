@@ -199,7 +199,9 @@ class Database:
         PermissionDeniedError, QueryError, ConnectionFailedError
             In place of whatever the driver raises inside; nothing was written then.
         """
-        with explained(what, self.url), self.engine.begin() as connection:
+        # What a lock was waited for is seen as it is then, where sessions are serializable too.
+        engine = self.engine.execution_options(isolation_level="READ COMMITTED")
+        with explained(what, self.url), engine.begin() as connection:
             connection.execute(
                 sa.text("SELECT set_config('lock_timeout', :ms, true)"),
                 {"ms": f"{int(lock_timeout_seconds * 1000)}ms"},

@@ -23,6 +23,9 @@ from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInSte
 # like none, so that no expression holds it by chance.
 ID = "q7xz4revkj0w"
 
+#: The oldest PostgreSQL that files are written for, and the first whose RETURNING gives old values.
+OLDEST_SERVER, RETURNS_OLD = 14, 18
+
 # An expression that needs no constant.
 _SHORT = re.compile(r"[\w.]{1,63}|'[^'\\\s]{0,20}'")
 
@@ -116,6 +119,8 @@ class Draft:
         ]
         asked = [check for check in self.migration.checks if check.before]
         asked += walks.early_checks(self.migration, self.catalog)
+        if self.minimum_server > OLDEST_SERVER:
+            asked.insert(0, targets.server_check(self.minimum_server))
         asked += targets.session_checks(self.migration, self.catalog.major)
         checks += [self._failing(check) for check in asked]
         names = [self.check(*check) for check in checks]
@@ -183,7 +188,9 @@ class Draft:
         lines = self._late_checks(step, self._earlier(step), name)
         if saved := self._kept(step):
             lines += self._keep_values(saved)
-            update = kept.update_batch_keeping(step, expressions, plan.guard, saved)
+            returns_old = self.catalog.major >= RETURNS_OLD
+            keeping = kept.update_batch_returning if returns_old else kept.update_batch_keeping
+            update = keeping(step, expressions, plan.guard, saved)
         else:
             update = statements.update_batch(step, expressions, plan.guard)
         more = walks.options(step.walk, self._hold(step))
@@ -210,7 +217,8 @@ class Draft:
         key = self.catalog.table(step.table).key
         if not key and (plan.look_back is None or step.using is not None):
             raise MissingKeyError(str(step.table))
-        name = f"{quote(step.table.name)}." if step.using is not None else ""
+        joined = step.using is not None or walks.kept_columns(step, self.migration)
+        name = f"{quote(step.table.name)}." if joined else ""
         return tuple(f"{name}{quote(column)}" for column in key) or ("ctid",)
 
     def _run(
@@ -246,6 +254,12 @@ class Draft:
             return name
         place = next(number for number, other in enumerate(same, 1) if other is step)
         return f"{name} of {step.table} ({place})"
+
+    @property
+    def minimum_server(self) -> int:
+        """The oldest PostgreSQL that the file runs on; it uses what the one it is made for has."""
+        keeps = any(self._kept(step) for step in self.migration.backfills)
+        return RETURNS_OLD if keeps and self.catalog.major >= RETURNS_OLD else OLDEST_SERVER
 
     def _number(self, step: Step) -> int:
         return next(n for n, other in enumerate(self.migration.steps, 1) if other is step)

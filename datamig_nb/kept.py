@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from datamig_nb.database import Reference
 from datamig_nb.expressions import BATCH_MARK
 from datamig_nb.names import TableName, literal, quote
-from datamig_nb.statements import comparable, conditions, differ, indent, parenthesised, source
+from datamig_nb.statements import (
+    comparable,
+    conditions,
+    differ,
+    indent,
+    parenthesised,
+    source,
+    update_batch,
+)
 from datamig_nb.steps import Backfill, DeleteRows, InsertRows
 
 
@@ -113,8 +121,25 @@ def update_batch_keeping(
         f"       FOR NO KEY UPDATE OF {name}\n), kept AS (\n"
         f"    INSERT INTO {kept.name} ({kept.all_columns}) SELECT {kept.all_columns} FROM batch\n"
         f"    {kept.again}\n)\n"
+        # The range again, else each row is looked up by its key.
         f"UPDATE {kept.table.sql} SET {assignments}\n"
-        f"  FROM batch WHERE {_same(name, 'batch', kept.key)}"
+        f"  FROM batch WHERE {_same(name, 'batch', kept.key)}\n   AND {BATCH_MARK}"
+    )
+
+
+def update_batch_returning(
+    backfill: Backfill, expressions: Mapping[str, str], guard: str | None, kept: Kept
+) -> str:
+    """As :func:`update_batch_keeping`, where PostgreSQL (18) gives back what it replaced."""
+    name = quote(kept.table.name)
+    update = update_batch(backfill, expressions, guard)
+    keys = ", ".join(f"{name}.{quote(part)}" for part in kept.key)
+    values = [
+        f"OLD.{quote(c)} AS {kept.before(c)}, NEW.{quote(c)} AS {kept.after(c)}" for c in kept.types
+    ]
+    return (
+        f"WITH changed AS (\n{update}\nRETURNING {keys}, {', '.join(values)}\n)\n"
+        f"INSERT INTO {kept.name} SELECT * FROM changed\n{kept.again}"
     )
 
 

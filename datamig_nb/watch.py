@@ -269,7 +269,8 @@ def _unknown(revision: str, known: list[str]) -> RunError:
 # ---------------------------------------------------------------- SQL
 
 
-# Rows of part 0 with another name are figures that a revision remembers.
+# Rows of part 0 with another name are figures that a revision remembers; the batches of a direction
+# as a whole are its place in the story.
 _IS_RUN = "(part > 0 OR step IN ('upgrade', 'downgrade'))"
 
 # A direction as a whole lives, and is heard of, as its steps are.  A session that began after the
@@ -277,7 +278,7 @@ _IS_RUN = "(part > 0 OR step IN ('upgrade', 'downgrade'))"
 _RUNS = f"""
 SELECT revision, step, part,
        CASE WHEN status = 'running' AND NOT lives THEN 'stopped' ELSE status END AS status,
-       total, scanned, changed, batches,
+       total, scanned, changed, CASE part WHEN 0 THEN 0 ELSE batches END AS batches,
        extract(epoch FROM heard_at - started_at)::float8 AS seconds,
        extract(epoch FROM clock_timestamp() - heard_at)::float8 AS heartbeat_age_seconds,
        note, error

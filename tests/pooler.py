@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -54,11 +55,7 @@ def pooled(database: Database) -> Generator[Database]:
         directory.chmod(0o700)
     pooler = subprocess.Popen([PGBOUNCER, "-q", settings], cwd=directory, **identity)
     try:
-        deadline = time.monotonic() + 10
-        while not (directory / ".s.PGSQL.6432").exists():
-            assert pooler.poll() is None, "pgbouncer ended"
-            assert time.monotonic() < deadline, "pgbouncer was not ready in time"
-            time.sleep(0.02)
+        _wait_until_ready(directory / ".s.PGSQL.6432", pooler)
         url = database.url.set(query={"host": str(directory), "port": "6432"})
         through = Database(url=url, version=database.version)
         _open_sessions(through)
@@ -67,6 +64,18 @@ def pooled(database: Database) -> Generator[Database]:
         pooler.terminate()
         pooler.wait(10)
         shutil.rmtree(directory)
+
+
+def _wait_until_ready(path: Path, pooler: subprocess.Popen[bytes]) -> None:
+    """The file is there a moment before anybody listens."""
+    deadline = time.monotonic() + 10
+    while True:
+        with socket.socket(socket.AF_UNIX) as attempt:
+            if attempt.connect_ex(str(path)) == 0:
+                return
+        assert pooler.poll() is None, "pgbouncer ended"
+        assert time.monotonic() < deadline, "pgbouncer was not ready in time"
+        time.sleep(0.02)
 
 
 def _open_sessions(database: Database) -> None:

@@ -333,6 +333,37 @@ def test_through_pgbouncer_each_transaction_may_reach_another_session(
     assert left == [[], [], []]
 
 
+@pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed")
+def test_through_pgbouncer_several_connections_share_the_work(
+    shop: Database, tmp_path: Path
+) -> None:
+    """One row a page, so that few rows are pages enough to be woven."""
+    query(
+        shop,
+        "CREATE TABLE shop.page (id integer PRIMARY KEY, pad char(700)) WITH (fillfactor = 10);"
+        f"INSERT INTO shop.page SELECT n, 'x' FROM generate_series(1, {ROWS}) AS n;"
+        "ANALYZE shop.page",
+    )
+    project = make_project(tmp_path / "project")
+    size = add_column("page", sa.Column("size", sa.Integer()), schema="shop")
+    sizes = backfill("shop.page", {"size": "length(pad) + id"}, connections=2)
+    project.add(
+        render(shop, Migration("size the pages", size, sizes), alembic=project.ini),
+        {"WINDOW_PAGES": 100, "STRETCH_SECONDS": 0.02},
+    )
+
+    with pooled(shop) as through:
+        ok(project.alembic(through, "upgrade", "head"))
+
+    assert query(shop, "SELECT count(*) FROM shop.page WHERE size = 1 + id") == [ROWS]
+    # until the first one was at its end, or near it, the second one met it at work
+    met = (
+        "SELECT bool_and(two.busy_at > one.started_at + 0.5 * (one.heartbeat_at - one.started_at))"
+        " FROM datamig.run AS one, datamig.run AS two WHERE (one.part, two.part) = (1, 2)"
+    )
+    assert query(shop, met) == [True]
+
+
 @pytest.mark.skipif(not DEBIANS.is_dir(), reason="Debian's PostgreSQL 15 is not installed")
 def test_on_postgresql_15_it_is_killed_and_goes_on_and_back(tmp_path: Path) -> None:
     with running(DEBIANS) as url:

@@ -1,4 +1,4 @@
-"""Run the measurements: ``python -m tests.benchmarks [backfill | latency | scale | profile] [--rows N]``."""
+"""Run the measurements: ``python -m tests.benchmarks [NAME …] [--rows N]``."""
 
 from __future__ import annotations
 

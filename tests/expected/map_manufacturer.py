@@ -1,6 +1,6 @@
 """Map manufacturer of flights.planes to maker.
 
-Revision ID: 3331c7545aa8
+Revision ID: cacd9226f660
 Revises:
 Create Date: (when it was rendered)
 
@@ -34,7 +34,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "3331c7545aa8"
+revision = "cacd9226f660"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -78,8 +78,8 @@ def downgrade() -> None:
     """Undo: map manufacturer of flights.planes to maker."""
     with own_commits():
         preflight("downgrade", MAKER_NOT_EDITED_SINCE_THE_UPGRADE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_3331c7545aa8 ON flights.planes")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_3331c7545aa8()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_cacd9226f660 ON flights.planes")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_cacd9226f660()")
         step("ALTER TABLE IF EXISTS flights.planes DROP COLUMN IF EXISTS maker")
         forget()
 
@@ -109,7 +109,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_3331c7545aa8() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_cacd9226f660() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -128,9 +128,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_3331c7545aa8
+CREATE OR REPLACE TRIGGER zz_datamig_cacd9226f660
 BEFORE INSERT OR UPDATE OF manufacturer ON flights.planes
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_3331c7545aa8()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_cacd9226f660()
 """
 
 MAKER_LEFT = f"""
@@ -486,9 +486,11 @@ LOOP
                    max(pg_relation_size(oid)) / current_setting('block_size')::integer
               INTO run.tables, run.total, last_page FROM pg_class JOIN tree ON oid = id;
             run.passes := CASE WHEN run.rounds = 0 AND run.woven IS NOT NULL AND last_page >= 1000
+                                    AND cardinality(run.tables) = 1
                                THEN {PASSES} ELSE 1 END;
             run.walked_by := CASE WHEN run.passes > 1 THEN '{{ctid}}' ELSE run.key END;
-            run.page_rows := greatest(1, coalesce(run.total, 0) / greatest(1, last_page));
+            run.page_rows := greatest(1, coalesce(run.total, 60 * last_page)
+                                         / greatest(1, last_page));
             IF run.passes > 1 THEN  -- one of several connections has its part of the pages
                 run.page_window := last_page * (run.part - 1) / run.connections;
                 run.cursor := quote_literal(format('(%s,0)', run.page_window));
@@ -519,6 +521,7 @@ LOOP
             END IF;
             IF n <= 0 OR run.rounds >= {ATTEMPTS} THEN
                 run.status := 'succeeded';
+                run.note := CASE WHEN n > 0 THEN n || ' rows written meanwhile are not done' END;
             ELSE
                 run.rounds := run.rounds + 1;
                 run.cursor := NULL;
@@ -581,7 +584,7 @@ LOOP
                                     ' the lock', run.error);
             END IF;
             EXIT batch;
-        ELSIF state ~ '^(22|23|P0001)' AND run.suspects <> 1 THEN
+        ELSIF state ~ '^(22|23|P0001)' AND (run.suspects = 0 OR n > 1) THEN
             -- A row in here cannot be done: half of them next, until it is found.
             EXECUTE format('SELECT count(*) FROM %s WHERE %s', run.relation, span)
                INTO run.suspects;
@@ -618,7 +621,9 @@ LOOP
 
         -- Short batches while others write to the table: they may have to wait for our row locks.
         IF EXISTS (SELECT FROM pg_locks WHERE relation = ANY (run.tables)
-                      AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()) THEN
+                      AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()
+                      AND pid NOT IN (SELECT r.pid FROM datamig.run AS r WHERE r.pid > 0
+                                         AND r.revision = run.revision)) THEN
             run.busy_at := began;
         END IF;
         seconds := extract(epoch FROM clock_timestamp() - began);

@@ -1,6 +1,6 @@
 """Map status of guide.user to state.
 
-Revision ID: a84e38a72ab9
+Revision ID: 3005b1855180
 Revises:
 Create Date: (when it was rendered)
 
@@ -43,7 +43,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "a84e38a72ab9"
+revision = "3005b1855180"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -97,8 +97,8 @@ def downgrade() -> None:
     """Undo: map status of guide.user to state."""
     with own_commits():
         preflight("downgrade", STATE_NOT_EDITED_SINCE_THE_UPGRADE)
-        step('DROP TRIGGER IF EXISTS zz_datamig_a84e38a72ab9 ON guide."user"')
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_a84e38a72ab9()")
+        step('DROP TRIGGER IF EXISTS zz_datamig_3005b1855180 ON guide."user"')
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_3005b1855180()")
         step('ALTER TABLE IF EXISTS guide."user" DROP COLUMN IF EXISTS state')
         step("DROP TYPE IF EXISTS guide.user_state")
         forget()
@@ -174,7 +174,7 @@ $datamig$
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_a84e38a72ab9() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_3005b1855180() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -193,9 +193,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_a84e38a72ab9
+CREATE OR REPLACE TRIGGER zz_datamig_3005b1855180
 BEFORE INSERT OR UPDATE OF status ON guide."user"
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_a84e38a72ab9()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_3005b1855180()
 """
 
 STATE_LEFT = f"""
@@ -607,9 +607,11 @@ LOOP
                    max(pg_relation_size(oid)) / current_setting('block_size')::integer
               INTO run.tables, run.total, last_page FROM pg_class JOIN tree ON oid = id;
             run.passes := CASE WHEN run.rounds = 0 AND run.woven IS NOT NULL AND last_page >= 1000
+                                    AND cardinality(run.tables) = 1
                                THEN {PASSES} ELSE 1 END;
             run.walked_by := CASE WHEN run.passes > 1 THEN '{{ctid}}' ELSE run.key END;
-            run.page_rows := greatest(1, coalesce(run.total, 0) / greatest(1, last_page));
+            run.page_rows := greatest(1, coalesce(run.total, 60 * last_page)
+                                         / greatest(1, last_page));
             IF run.passes > 1 THEN  -- one of several connections has its part of the pages
                 run.page_window := last_page * (run.part - 1) / run.connections;
                 run.cursor := quote_literal(format('(%s,0)', run.page_window));
@@ -640,6 +642,7 @@ LOOP
             END IF;
             IF n <= 0 OR run.rounds >= {ATTEMPTS} THEN
                 run.status := 'succeeded';
+                run.note := CASE WHEN n > 0 THEN n || ' rows written meanwhile are not done' END;
             ELSE
                 run.rounds := run.rounds + 1;
                 run.cursor := NULL;
@@ -702,7 +705,7 @@ LOOP
                                     ' the lock', run.error);
             END IF;
             EXIT batch;
-        ELSIF state ~ '^(22|23|P0001)' AND run.suspects <> 1 THEN
+        ELSIF state ~ '^(22|23|P0001)' AND (run.suspects = 0 OR n > 1) THEN
             -- A row in here cannot be done: half of them next, until it is found.
             EXECUTE format('SELECT count(*) FROM %s WHERE %s', run.relation, span)
                INTO run.suspects;
@@ -739,7 +742,9 @@ LOOP
 
         -- Short batches while others write to the table: they may have to wait for our row locks.
         IF EXISTS (SELECT FROM pg_locks WHERE relation = ANY (run.tables)
-                      AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()) THEN
+                      AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()
+                      AND pid NOT IN (SELECT r.pid FROM datamig.run AS r WHERE r.pid > 0
+                                         AND r.revision = run.revision)) THEN
             run.busy_at := began;
         END IF;
         seconds := extract(epoch FROM clock_timestamp() - began);

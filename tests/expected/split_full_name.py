@@ -1,6 +1,6 @@
 """Split full_name of players.player into first_name and last_name.
 
-Revision ID: f1d9aa85471c
+Revision ID: 1f86ad319667
 Revises:
 Create Date: (when it was rendered)
 
@@ -40,7 +40,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "f1d9aa85471c"
+revision = "1f86ad319667"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -100,8 +100,8 @@ def downgrade() -> None:
     """Undo: split full_name of players.player into first_name and last_name."""
     with own_commits():
         preflight("downgrade", FIRST_NAME_AND_LAST_NAME_NOT_EDITED_SINCE_THE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_f1d9aa85471c ON players.player")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_f1d9aa85471c()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_1f86ad319667 ON players.player")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_1f86ad319667()")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS last_name")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS first_name")
         forget()
@@ -168,7 +168,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_f1d9aa85471c() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_1f86ad319667() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -188,9 +188,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_f1d9aa85471c
+CREATE OR REPLACE TRIGGER zz_datamig_1f86ad319667
 BEFORE INSERT OR UPDATE OF full_name ON players.player
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_f1d9aa85471c()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_1f86ad319667()
 """
 
 FIRST_NAME_LAST_NAME_LEFT = f"""
@@ -590,9 +590,11 @@ LOOP
                    max(pg_relation_size(oid)) / current_setting('block_size')::integer
               INTO run.tables, run.total, last_page FROM pg_class JOIN tree ON oid = id;
             run.passes := CASE WHEN run.rounds = 0 AND run.woven IS NOT NULL AND last_page >= 1000
+                                    AND cardinality(run.tables) = 1
                                THEN {PASSES} ELSE 1 END;
             run.walked_by := CASE WHEN run.passes > 1 THEN '{{ctid}}' ELSE run.key END;
-            run.page_rows := greatest(1, coalesce(run.total, 0) / greatest(1, last_page));
+            run.page_rows := greatest(1, coalesce(run.total, 60 * last_page)
+                                         / greatest(1, last_page));
             IF run.passes > 1 THEN  -- one of several connections has its part of the pages
                 run.page_window := last_page * (run.part - 1) / run.connections;
                 run.cursor := quote_literal(format('(%s,0)', run.page_window));
@@ -623,6 +625,7 @@ LOOP
             END IF;
             IF n <= 0 OR run.rounds >= {ATTEMPTS} THEN
                 run.status := 'succeeded';
+                run.note := CASE WHEN n > 0 THEN n || ' rows written meanwhile are not done' END;
             ELSE
                 run.rounds := run.rounds + 1;
                 run.cursor := NULL;
@@ -685,7 +688,7 @@ LOOP
                                     ' the lock', run.error);
             END IF;
             EXIT batch;
-        ELSIF state ~ '^(22|23|P0001)' AND run.suspects <> 1 THEN
+        ELSIF state ~ '^(22|23|P0001)' AND (run.suspects = 0 OR n > 1) THEN
             -- A row in here cannot be done: half of them next, until it is found.
             EXECUTE format('SELECT count(*) FROM %s WHERE %s', run.relation, span)
                INTO run.suspects;
@@ -722,7 +725,9 @@ LOOP
 
         -- Short batches while others write to the table: they may have to wait for our row locks.
         IF EXISTS (SELECT FROM pg_locks WHERE relation = ANY (run.tables)
-                      AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()) THEN
+                      AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()
+                      AND pid NOT IN (SELECT r.pid FROM datamig.run AS r WHERE r.pid > 0
+                                         AND r.revision = run.revision)) THEN
             run.busy_at := began;
         END IF;
         seconds := extract(epoch FROM clock_timestamp() - began);
