@@ -455,9 +455,7 @@ LOOP
         IF run.cursor IS NOT DISTINCT FROM run.stop THEN
             n := 0;
             IF run.remaining IS NOT NULL THEN
-                EXECUTE run.remaining INTO n;
-                SELECT n - count(*) INTO n FROM datamig.quarantine
-                 WHERE (revision, step) = (run.revision, run.step);
+                EXECUTE run.remaining INTO n;  -- without those in quarantine
             END IF;
             IF n <= 0 OR run.rounds >= {ATTEMPTS} THEN
                 run.status := 'succeeded';

@@ -107,11 +107,26 @@ def update_batch(backfill: Backfill, expressions: Mapping[str, str], guard: str 
     return f"UPDATE {backfill.table.sql}\n   SET {assignments}{source}\n WHERE {where}"
 
 
-def remaining(backfill: Backfill, guard: str, before: str | None = None) -> str:
-    """Count the rows of a backfill that are not done yet; ``before`` as of :func:`not_begun`."""
+def remaining(
+    backfill: Backfill, guard: str, before: str | None = None, aside: str | None = None
+) -> str:
+    """Count the rows of a backfill that are not done yet; ``before`` as of :func:`not_begun`.
+
+    ``aside`` is a condition of rows that were set aside: nothing is evaluated over them.
+    """
     source = "" if backfill.using is None else f", {backfill.using}"
-    where = conditions(parenthesised(backfill.on), parenthesised(backfill.where), guard, before)
+    undone = conditions(parenthesised(backfill.where), guard)
+    if aside is not None:
+        undone = f"CASE WHEN {aside} THEN FALSE\n            ELSE {indent(undone, 5)} END"
+    where = conditions(parenthesised(backfill.on), undone, before)
     return f"SELECT count(*) FROM {backfill.table.sql}{source}\n WHERE {where}"
+
+
+def set_aside(backfill: Backfill, key: Sequence[str], revision: str, walk: str) -> str:
+    """Condition: the row is in quarantine."""
+    keys = ", ".join(column_of(backfill, part) for part in key) or "ctid"
+    rows = f"(revision, step) = ({literal(revision)}, {literal(walk)})"
+    return f"ROW({keys})::text IN (SELECT key FROM datamig.quarantine WHERE {rows})"
 
 
 def not_begun(revision: str, walks: Iterable[str]) -> str | None:
