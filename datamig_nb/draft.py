@@ -23,8 +23,8 @@ from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInSte
 # like none, so that no expression holds it by chance.
 ID = "q7xz4revkj0w"
 
-#: The oldest PostgreSQL that files are written for, and the first whose RETURNING gives old values.
-OLDEST_SERVER, RETURNS_OLD = 14, 18
+#: The oldest PostgreSQL that files are written for.
+OLDEST_SERVER = 14
 
 # An expression that needs no constant.
 _SHORT = re.compile(r"[\w.]{1,63}|'[^'\\\s]{0,20}'")
@@ -119,9 +119,9 @@ class Draft:
         ]
         asked = [check for check in self.migration.checks if check.before]
         asked += walks.early_checks(self.migration, self.catalog)
-        if self.minimum_server > OLDEST_SERVER:
-            asked.insert(0, targets.server_check(self.minimum_server))
         asked += targets.session_checks(self.migration, self.catalog.major)
+        if self.minimum_server > OLDEST_SERVER:
+            asked.append(_server_is_new_enough(self.minimum_server))
         checks += [self._failing(check) for check in asked]
         names = [self.check(*check) for check in checks]
         lines = [f"preflight({', '.join([_text('upgrade'), *names])})"]
@@ -188,8 +188,8 @@ class Draft:
         lines = self._late_checks(step, self._earlier(step), name)
         if saved := self._kept(step):
             lines += self._keep_values(saved)
-            returns_old = self.catalog.major >= RETURNS_OLD
-            keeping = kept.update_batch_returning if returns_old else kept.update_batch_keeping
+            returning = self.minimum_server >= kept.RETURNS_OLD
+            keeping = kept.update_batch_returning if returning else kept.update_batch_keeping
             update = keeping(step, expressions, plan.guard, saved)
         else:
             update = statements.update_batch(step, expressions, plan.guard)
@@ -220,7 +220,7 @@ class Draft:
         key = self.catalog.table(step.table).key
         if not key and (plan.look_back is None or step.using is not None):
             raise MissingKeyError(str(step.table))
-        joined = step.using is not None or walks.kept_columns(step, self.migration)
+        joined = step.using is not None or self._kept(step) is not None
         name = f"{quote(step.table.name)}." if joined else ""
         return tuple(f"{name}{quote(column)}" for column in key) or ("ctid",)
 
@@ -262,7 +262,8 @@ class Draft:
     def minimum_server(self) -> int:
         """The oldest PostgreSQL that the file runs on; it uses what the one it is made for has."""
         keeps = any(self._kept(step) for step in self.migration.backfills)
-        return RETURNS_OLD if keeps and self.catalog.major >= RETURNS_OLD else OLDEST_SERVER
+        newer = keeps and self.catalog.major >= kept.RETURNS_OLD
+        return kept.RETURNS_OLD if newer else OLDEST_SERVER
 
     def _number(self, step: Step) -> int:
         return next(n for n, other in enumerate(self.migration.steps, 1) if other is step)
@@ -567,6 +568,14 @@ def _function(name: str, purpose: str, statements: Sequence[str]) -> str:
 
 def _step(statement: str, *, once: bool = False) -> str:
     return f"step{'_once' if once else ''}({_text(statement)})"
+
+
+def _server_is_new_enough(major: int) -> QueryCheck:
+    return QueryCheck(
+        name=f"the server is PostgreSQL {major} or newer",
+        failing="SELECT version()\n"
+        f" WHERE current_setting('server_version_num')::integer < {major}0000",
+    )
 
 
 def _takes_away(step: Step) -> bool:

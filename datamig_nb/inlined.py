@@ -36,6 +36,7 @@ SHARED_SECONDS = 0.02  # and what while somebody does, who would have to wait fo
 STRETCH_SECONDS = 0.2  # of batches, before the client looks again whether it is still wanted
 PASSES = 6  # of a woven walk over each window of pages
 WINDOW_PAGES = 3_000
+WOVEN_FROM_PAGES = 1_000  # of a table; a smaller one is walked by its key
 
 
 @contextmanager
@@ -401,14 +402,20 @@ LOOP
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;  -- see the run as it is once it is locked
     began := clock_timestamp();
-    PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true),
+    PERFORM set_config('lock_timeout', '0', true),  -- another session's batch may take long
             set_config('row_security', 'off', true),  -- rather an error than rows unseen
             set_config('extra_float_digits', '1', true);  -- keys as text are exact
     SELECT * INTO STRICT run FROM datamig.run WHERE {this_run(name, part)} FOR UPDATE;
+    PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true);
     <<batch>>
     BEGIN
         run.rest := 1;
         EXIT batch WHEN run.status <> 'running';
+        IF run.relation LIKE 'datamig.kept%'
+           AND to_regclass(split_part(run.relation, ' ', 1)) IS NULL THEN
+            run.status := 'succeeded';  -- an earlier run put all back, and dropped it
+            EXIT batch;
+        END IF;
         IF run.hold IS NOT NULL THEN
             EXECUTE run.hold INTO run.note;  -- what to wait for, or NULL
             EXIT batch WHEN run.note IS NOT NULL;
@@ -424,7 +431,8 @@ LOOP
             SELECT array_agg(oid), nullif(sum(greatest(reltuples, 0)), 0),
                    max(pg_relation_size(oid)) / current_setting('block_size')::integer
               INTO run.tables, run.total, last_page FROM pg_class JOIN tree ON oid = id;
-            run.passes := CASE WHEN run.rounds = 0 AND run.woven IS NOT NULL AND last_page >= 1000
+            run.passes := CASE WHEN run.rounds = 0 AND run.woven IS NOT NULL
+                                    AND last_page >= {WOVEN_FROM_PAGES}
                                     AND cardinality(run.tables) = 1
                                THEN {PASSES} ELSE 1 END;
             run.walked_by := CASE WHEN run.passes > 1 THEN '{{ctid}}' ELSE run.key END;
@@ -522,12 +530,13 @@ LOOP
                                     ' the lock', run.error);
             END IF;
             EXIT batch;
-        ELSIF state ~ '^(22|23|P0001)' AND (run.suspects = 0 OR n > 1) THEN
-            -- A row in here cannot be done: half of them next, until it is found.
-            EXECUTE format('SELECT count(*) FROM %s WHERE %s', run.relation, span)
-               INTO run.suspects;
-            EXIT batch;
         ELSIF state ~ '^(22|23|P0001)' THEN
+            -- A row in here cannot be done: half of them next, until there are no fewer.
+            EXECUTE format('SELECT count(*) FROM %s WHERE %s', run.relation, span) INTO n;
+            IF run.suspects = 0 OR n < run.suspects THEN
+                run.suspects := n;
+                EXIT batch;
+            END IF;
             EXECUTE format('SELECT ROW(%s)::text FROM %s WHERE %s',
                            array_to_string(run.key, ', '), run.relation, span) INTO key;
             INSERT INTO datamig.quarantine
@@ -583,8 +592,9 @@ LOOP
            heartbeat_at = clock_timestamp()
      WHERE (r.revision, r.step, r.part) = (run.revision, run.step, run.part);
     COMMIT;
-    EXIT WHEN run.status NOT IN ('running', 'paused') OR clock_timestamp() >= until;
+    EXIT WHEN run.status NOT IN ('running', 'paused');
     PERFORM pg_sleep(run.rest);
+    EXIT WHEN clock_timestamp() >= until;
 END LOOP;
 END
 $datamig$"""

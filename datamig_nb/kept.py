@@ -121,25 +121,32 @@ def update_batch_keeping(
         f"       FOR NO KEY UPDATE OF {name}\n), kept AS (\n"
         f"    INSERT INTO {kept.name} ({kept.all_columns}) SELECT {kept.all_columns} FROM batch\n"
         f"    {kept.again}\n)\n"
-        # The range again, else each row is looked up by its key.
+        # The range again: else each row would be looked up by its key.
         f"UPDATE {kept.table.sql} SET {assignments}\n"
         f"  FROM batch WHERE {_same(name, 'batch', kept.key)}\n   AND {BATCH_MARK}"
     )
 
 
+#: The first PostgreSQL whose RETURNING gives what was replaced.
+RETURNS_OLD = 18
+
+
 def update_batch_returning(
     backfill: Backfill, expressions: Mapping[str, str], guard: str | None, kept: Kept
 ) -> str:
-    """As :func:`update_batch_keeping`, where PostgreSQL (18) gives back what it replaced."""
+    """As :func:`update_batch_keeping`, for a PostgreSQL that is RETURNS_OLD or newer."""
     name = quote(kept.table.name)
+    values = [f"{name}.{quote(part)}" for part in kept.key]
+    for column in kept.types:
+        values += [
+            f"OLD.{quote(column)} AS {kept.before(column)}",
+            f"NEW.{quote(column)} AS {kept.after(column)}",
+        ]
     update = update_batch(backfill, expressions, guard)
-    keys = ", ".join(f"{name}.{quote(part)}" for part in kept.key)
-    values = [
-        f"OLD.{quote(c)} AS {kept.before(c)}, NEW.{quote(c)} AS {kept.after(c)}" for c in kept.types
-    ]
     return (
-        f"WITH changed AS (\n{update}\nRETURNING {keys}, {', '.join(values)}\n)\n"
-        f"INSERT INTO {kept.name} SELECT * FROM changed\n{kept.again}"
+        f"WITH changed AS (\n{update}\nRETURNING {', '.join(values)}\n)\n"
+        f"INSERT INTO {kept.name} ({kept.all_columns}) SELECT {kept.all_columns} FROM changed\n"
+        f"{kept.again}"
     )
 
 

@@ -207,15 +207,6 @@ def _no_children(step: DeleteRows, reference: Reference, tables: Tables) -> Quer
     )
 
 
-def server_check(minimum: int) -> QueryCheck:
-    """What must hold of the server."""
-    return QueryCheck(
-        name=f"the server is PostgreSQL {minimum} or newer",
-        failing="SELECT version()\n WHERE current_setting('server_version_num')::integer"
-        f" < {minimum}0000",
-    )
-
-
 def session_checks(migration: Migration, major: int) -> tuple[QueryCheck, ...]:
     """What must hold of the session before any batch."""
     made = {step_table(s) for s in migration.steps if isinstance(s, ops.CreateTableOp)}
