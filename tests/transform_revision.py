@@ -1,0 +1,99 @@
+"""Revisions that compute in Python, written by hand until ``render`` writes them."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from datamig_nb.database import Database
+from datamig_nb.source import machinery
+from tests.scratch import query
+
+#: The tables that the revision's engine makes.
+TABLES = """
+CREATE SCHEMA IF NOT EXISTS datamig;
+CREATE TABLE datamig.run (
+    revision text NOT NULL, step text NOT NULL, part smallint NOT NULL DEFAULT 1,
+    status text NOT NULL DEFAULT 'running', cursor text, stop text, total bigint,
+    scanned bigint NOT NULL DEFAULT 0, changed bigint NOT NULL DEFAULT 0,
+    batches bigint NOT NULL DEFAULT 0, batch_rows integer NOT NULL,
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    note text, error text,
+    PRIMARY KEY (revision, step, part)
+);
+CREATE TABLE datamig.quarantine (
+    revision text, step text, relation text, key text, sqlstate text, message text,
+    noted_at timestamptz
+)
+"""
+
+_TEXT = '''"""Compute."""
+
+from __future__ import annotations
+
+{imports}
+
+revision = {id!r}
+down_revision = None
+{settings}
+
+
+def upgrade() -> None:
+    with own_commits():
+{story}
+
+
+def downgrade() -> None:
+    pass
+
+
+{function}
+
+
+{machinery}
+'''
+
+
+@dataclass(frozen=True)
+class HandWritten:
+    """What ``AlembicProject.add`` takes of a revision."""
+
+    text: str
+    id: str = "c0ffee"
+    calls: list[str] = field(default_factory=list)
+
+
+def call(name: str, table: str, function: Callable[..., Any] | str, **more: object) -> str:
+    """The line of the story that computes."""
+    given = getattr(function, "__name__", function)
+    words = [repr(name), repr(table), str(given), *(f"{key}={v!r}" for key, v in more.items())]
+    return f"transform({', '.join(words)})"
+
+
+def transform_revision(
+    *calls: str, functions: tuple[Callable[..., Any], ...] = (), source: str = "", imports: str = ""
+) -> HandWritten:
+    """A revision whose upgrade makes the calls, with the functions pasted in."""
+    pasted = [textwrap.dedent(inspect.getsource(function)).strip() for function in functions]
+    parts = machinery("\n".join(("own_commits", *calls)), imports.splitlines())
+    text = _TEXT.format(
+        imports=parts.imports,
+        id="c0ffee",
+        settings=parts.settings,
+        story=textwrap.indent("\n".join(calls), " " * 8),
+        function="\n\n\n".join([*pasted, source]),
+        machinery=parts.functions,
+    )
+    return HandWritten(text=text)
+
+
+def with_tables(database: Database, *statements: str) -> Database:
+    """The database with datamig's tables, and more statements sent."""
+    query(database, TABLES)
+    for statement in statements:
+        query(database, statement)
+    return database
