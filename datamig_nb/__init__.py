@@ -24,6 +24,7 @@ from datamig_nb.migration import (
     no_nulls,
     no_orphans,
     rows_check,
+    transform,
     unique,
 )
 from datamig_nb.patterns import map_values, split_column
@@ -68,6 +69,7 @@ __all__ = [
     "rows_check",
     "save_html",
     "split_column",
+    "transform",
     "unique",
     "validate",
     "verify",

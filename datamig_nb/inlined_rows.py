@@ -296,7 +296,7 @@ def written_by_others(walk: Walk) -> str:
     ours = f"datamig.own_transaction WHERE {this_step(walk.step)}"
     return (
         f"age(xmin) <= age((SELECT (min(xid) % 4294967296)::text::xid FROM {ours}))"
-        f" AND xmin::text NOT IN (SELECT (xid % 4294967296)::text FROM {ours})"
+        f" AND xmin NOT IN (SELECT (xid % 4294967296)::text::xid FROM {ours})"
     )
 
 

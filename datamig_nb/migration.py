@@ -7,10 +7,11 @@ touches a database.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import sqlalchemy as sa
 from alembic.operations import ops
@@ -20,6 +21,7 @@ from sqlalchemy.sql import visitors
 
 from datamig_nb.display import Shown
 from datamig_nb.errors import MigrationError
+from datamig_nb.functions import RowFunction, capture
 from datamig_nb.names import TableName, literal, quote
 
 #: A SQL expression over one row: text, or a SQLAlchemy element.
@@ -106,8 +108,65 @@ class QueryCheck:
         return f"check {'first' if self.before else 'that'}: {self.name}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Transform:
+    """Give columns of the rows that are there what a Python function makes of others."""
+
+    #: Table to update.
+    table: TableName
+    #: The function, with the text that the revision needs of it.
+    function: RowFunction
+    #: SQL expressions over the row, one for each argument of the function.
+    reads: tuple[str, ...]
+    #: Columns that get what the function returns: its value, or a tuple of several.
+    writes: tuple[str, ...]
+    #: SQL condition over the row; None takes every row.
+    where: str | None = None
+    #: Packages beside the standard library that the function needs where Alembic runs.
+    requires: tuple[str, ...] = ()
+    #: Column that gets the SHA-256 of the value's UTF-8 text, in hexadecimal.
+    checksum: str | None = None
+    #: Parts of the table that are done at once.
+    workers: int = 2
+    #: Whether the parts are processes, for a function that keeps a processor busy.
+    processes: bool = False
+    #: Whether the function takes pandas.Series and returns a Series or a DataFrame.
+    vectorized: bool = False
+    #: Rows that may be set aside in datamig.quarantine; None: the first that fails stops it.
+    quarantine_limit: int | None = None
+
+    @property
+    def once(self) -> bool:
+        """Whether it may read what it writes, so that a row done twice could change twice."""
+        words = {word for text in self.reads for word in re.findall(r"\w+", text.lower())}
+        return any(set(re.findall(r"\w+", column.lower())) <= words for column in self.writes)
+
+    @property
+    def check(self) -> RowCheck | None:
+        """Whether the table holds what the checksums say; None where there are none."""
+        if self.checksum is None:
+            return None
+        column, digest = quote(self.writes[0]), quote(self.checksum)
+        differs = (
+            f"{digest} IS DISTINCT FROM encode(sha256(convert_to({column}::text, 'UTF8')), 'hex')"
+        )
+        if self.where is not None:  # which may have been true only before
+            differs = f"{digest} IS NOT NULL AND {differs}"
+        name = f"{self.checksum} of {self.table} is the SHA-256 of {self.writes[0]}"
+        return RowCheck(name=name, table=self.table, failing=differs)
+
+    def __str__(self) -> str:
+        rows = "every row" if self.where is None else f"rows where {self.where}"
+        also = "" if self.checksum is None else f", its SHA-256 in {self.checksum}"
+        needs = f"; needs {', '.join(self.requires)}" if self.requires else ""
+        return (
+            f"compute {_columns(self.writes)} of {self.table}{also} with the Python function"
+            f" {self.function.name}({', '.join(self.reads)}), {rows}, in batches{needs}"
+        )
+
+
 Check: TypeAlias = RowCheck | QueryCheck
-DataStep: TypeAlias = Backfill | KeepInStep | CreateEnum | RowCheck | QueryCheck
+DataStep: TypeAlias = Backfill | KeepInStep | CreateEnum | RowCheck | QueryCheck | Transform
 SchemaStep: TypeAlias = ops.AddColumnOp | ops.AlterColumnOp | ops.CreateCheckConstraintOp
 Step: TypeAlias = SchemaStep | DataStep
 
@@ -317,6 +376,106 @@ def keep_in_step(table: str, assign: Mapping[str, Expression]) -> KeepInStep:
     that the expressions read, unless it sets one of the columns itself.
     """
     return KeepInStep(table=TableName.parse(table), assign=_expressions("keep_in_step", assign))
+
+
+def transform(
+    table: str,
+    function: Callable[..., Any],
+    *,
+    reads: Iterable[str] | Mapping[str, Expression],
+    writes: Iterable[str],
+    where: Expression | None = None,
+    requires: Iterable[str] = (),
+    checksum: str | None = None,
+    workers: int = 2,
+    processes: bool = False,
+    vectorized: bool = False,
+    on_error: Literal["stop", "quarantine"] = "stop",
+    quarantine_limit: int = 100,
+) -> Transform:
+    """Give columns what a Python function makes of others, for logic that SQL cannot say.
+
+    The function's source goes into the revision, with the constants and functions of its module
+    that it uses.  It is called with one positional argument for each of ``reads`` and returns the
+    value to write, or a tuple where ``writes`` names several columns.
+
+    Values come as bool, int, float, Decimal (also the fractions in JSON, which a float would not
+    hold), str, bytes, UUID, date, time, datetime (with a time zone: in UTC), lists (arrays), and
+    what JSON says as dict, list, str; NULL as None.  Other types come as PostgreSQL writes them,
+    interval among them, for it has months.  The same types go back, and a str that PostgreSQL can
+    read as the column's type.  A value that Python cannot hold (``infinity``, a JSON ``null``)
+    stops the upgrade before its first write.
+
+    A row is written only where it is still what the function saw; what others wrote meanwhile is
+    computed again.  A row that has its values already is not written.
+
+    Parameters
+    ----------
+    reads
+        Columns, in the order of the function's arguments; or argument -> SQL expression over the
+        row, such as ``{"seconds": "extract(epoch FROM duration)"}``.
+    requires
+        Packages beside the standard library that the function imports; the revision's header says
+        that production must have them.
+    checksum
+        Column that gets the SHA-256 of the new value's UTF-8 text, in hexadecimal.  It is verified
+        against what the table holds afterwards.
+    workers
+        Parts of the table that are done at once, on connections of their own.
+    processes
+        Give each part a process, for a function that keeps a processor busy.
+    vectorized
+        The function takes a ``pandas.Series`` of objects for each of ``reads``, a batch at a time,
+        and returns a Series, or a DataFrame of as many columns as ``writes`` names.
+    on_error
+        ``"quarantine"`` sets rows that fail aside in ``datamig.quarantine``, up to
+        ``quarantine_limit``; else the first stops the upgrade, which names it.
+
+    Raises
+    ------
+    MigrationError
+        If the function's source cannot stand alone, or the columns do not fit together.
+    """
+    named: Mapping[str, Expression] = (
+        cast("Mapping[str, Expression]", reads)
+        if isinstance(reads, Mapping)
+        else {column: quote(column) for column in _several("reads", reads)}
+    )
+    columns, packages = _several("writes", writes), _several("requires", requires)
+    if not named or not columns:
+        raise MigrationError("transform() reads or writes no column", "name at least one of both")
+    if checksum is not None and (len(columns) != 1 or checksum in columns):
+        raise MigrationError(
+            f"the checksum {checksum!r} is that of one column, but transform() writes"
+            f" {_columns(columns)}",
+            "write each column that needs one with a transform() of its own",
+        )
+    if workers < 1 or quarantine_limit < 0:
+        raise MigrationError("transform() needs a worker and no limit below 0", "choose others")
+    if vectorized and "pandas" not in packages:
+        raise MigrationError(
+            "a vectorized function needs pandas where Alembic runs", 'say requires=("pandas",)'
+        )
+    return Transform(
+        table=TableName.parse(table),
+        function=capture(function, tuple(named), packages),
+        reads=tuple(expression_text(text) for text in named.values()),
+        writes=columns,
+        where=None if where is None else expression_text(where),
+        requires=packages,
+        checksum=checksum,
+        workers=workers,
+        processes=processes,
+        vectorized=vectorized,
+        quarantine_limit=quarantine_limit if on_error == "quarantine" else None,
+    )
+
+
+def _several(word: str, names: Iterable[str]) -> tuple[str, ...]:
+    """The names as a tuple; one text would be taken for its letters."""
+    if isinstance(names, str):
+        raise MigrationError(f"{word}={names!r} is one text", f"write {word}=({names!r},)")
+    return tuple(names)
 
 
 # ---------------------------------------------------------------- checks

@@ -57,5 +57,7 @@ def test_rows_get_what_the_function_gives_and_its_checksum(
 
     print(outcome.log)
     assert query(database, RIGHT) == [ROWS]
-    assert query(database, "SELECT sum(scanned)::int, sum(changed)::int FROM datamig.run WHERE part > 0") == [(ROWS, ROWS - ROWS // 9)]
+    assert query(
+        database, "SELECT sum(scanned)::int, sum(changed)::int FROM datamig.run WHERE part > 0"
+    ) == [(ROWS, ROWS - ROWS // 9)]
     assert set(query(database, "SELECT status FROM datamig.run")) == {"succeeded"}

@@ -1,4 +1,4 @@
-"""Run the measurements: ``python -m tests.benchmarks [backfill | profile] [--rows N]``."""
+"""Run the measurements: ``python -m tests.benchmarks [backfill | profile | transform]``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from datamig_nb.database import Database, connect
-from tests.benchmarks import backfill, profile
+from tests.benchmarks import backfill, profile, transform
 
 _ALL: dict[str, Callable[[Database, int], None]] = {
     "backfill": backfill.measure,
     "profile": profile.measure,
+    "transform": transform.measure,
 }
 
 
