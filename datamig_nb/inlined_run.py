@@ -18,6 +18,7 @@ from datamig_nb.inlined_values import Kind, unreadable
 TRANSFORM_ROWS = 500  # of the first batch that Python computes
 MOST_TRANSFORM_ROWS = 50_000
 TRANSFORM_BYTES = 8_000_000  # of a batch, about, so that memory stays flat
+PARTED_PAGES = 64  # of the smallest table that several work on
 SAMPLED_PAGES = 300  # to find where a table is parted
 
 # Which transactions were batches of ours; the first of a step is older than all of them.
@@ -286,7 +287,7 @@ def table_bytes(connection: sa.Connection, walk: Walk) -> int:
 def part_stops(connection: sa.Connection, walk: Walk, workers: int) -> list[str | None]:
     """Last keys of parts of about equal size, from a sample of pages; the last part has no end."""
     pages = table_bytes(connection, walk) / 8192
-    if workers < 2 or pages < 64:
+    if workers < 2 or pages < PARTED_PAGES:
         return [None]
     keys = ", ".join(walk.key)
     share = min(100.0, 100 * SAMPLED_PAGES / pages)

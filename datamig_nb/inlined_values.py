@@ -168,8 +168,10 @@ def plain_text(value: Any) -> str:
 
 def array_text(value: Any, to_text: Callable[[Any], str], is_deep: bool = True) -> str:
     """A list as PostgreSQL reads an array; ``is_deep``: lists in it are its other dimensions."""
+    if isinstance(value, str):
+        return value
     if not isinstance(value, list | tuple):
-        raise TypeError(f"a column of arrays takes None or list, not {type(value).__name__}")
+        raise TypeError(f"a column of arrays takes None, list or str, not {type(value).__name__}")
     items: list[str] = []
     for item in cast("list[Any]", value):
         if item is None:
