@@ -22,6 +22,7 @@ from sqlalchemy.exc import DataError, DBAPIError
 
 from datamig_nb.inlined import log, quoted, revision, with_retries
 from datamig_nb.inlined_run import (
+    ONE_AT_A_TIME,
     Walk,
     batch_transaction,
     log_progress,
@@ -241,6 +242,8 @@ def set_aside(
     failures: Mapping[int, BaseException],
 ) -> None:
     """Put the rows that failed into datamig.quarantine; or stop, naming the first of them."""
+    # One after the other, so that each counts what all set aside.
+    send(connection, ONE_AT_A_TIME.format(revision=revision))
     keys = ", ".join(f"quote_literal(target.{part})" for part in walk.key)
     arrays = ", ".join(f"{quoted(text)}::{IDENTITY[name]}[]" for name, text in versions.items())
     same = " AND ".join(f"target.{name} = failed.{name}_read" for name in versions)

@@ -32,6 +32,9 @@ CREATE TABLE IF NOT EXISTS datamig.own_transaction (
 """
 
 
+ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtext('datamig {revision}'))"
+
+
 class Walk(NamedTuple):
     """What a transform does, and what was found out about its table."""
 
@@ -65,7 +68,7 @@ def begin_parts(walk: Walk, workers: int) -> None:
     send(bind, OWN_TRANSACTIONS)
     name = f"'{revision}', {quoted(walk.step)}"
     with batch_transaction(bind, walk):
-        send(bind, f"SELECT pg_advisory_xact_lock(hashtext('datamig {revision}'))")
+        send(bind, ONE_AT_A_TIME.format(revision=revision))
         if not step_status(walk.step):
             stops = part_stops(bind, walk, workers)
             rows = table_rows(bind, walk) // len(stops)
