@@ -148,7 +148,7 @@ def _source(function: FunctionType) -> tuple[str, ast.FunctionDef]:
         _refuse(name, "is not defined under its name", "write it as a def with that name")
     if node.decorator_list:
         _refuse(name, "is decorated", "leave the decorator out, or do what it does inside")
-    if _compiled(text, function) != _shape(function.__code__):
+    if _shape(function.__code__) not in map(_shape, _codes_there(function)):
         _refuse(
             name,
             "is not what its file says now",
@@ -157,12 +157,16 @@ def _source(function: FunctionType) -> tuple[str, ast.FunctionDef]:
     return text, node
 
 
-def _compiled(text: str, function: FunctionType) -> object:
-    """The shape of the function that the text defines."""
+def _codes_there(function: FunctionType) -> Iterator[CodeType]:
+    """What its file, as it is now, defines in the function's line."""
+    # the whole file, since what a module imports changes how its functions are compiled
+    lines, _ = inspect.findsource(function)
     flags = function.__code__.co_flags & __future__.annotations.compiler_flag
-    module = compile(text, "<source>", "exec", flags, dont_inherit=True)
-    codes = [code for code in module.co_consts if isinstance(code, CodeType)]
-    return next((_shape(c) for c in codes if c.co_name == function.__name__), None)
+    codes = [compile("".join(lines), "<source>", "exec", flags, dont_inherit=True)]
+    for code in codes:
+        codes.extend(inner for inner in code.co_consts if isinstance(inner, CodeType))
+        if code.co_firstlineno == function.__code__.co_firstlineno:
+            yield code
 
 
 def _shape(code: CodeType) -> object:
@@ -170,7 +174,7 @@ def _shape(code: CodeType) -> object:
     constants: list[object] = [
         _shape(c) if isinstance(c, CodeType) else (type(c).__name__, c) for c in code.co_consts
     ]
-    return code.co_code, code.co_names, code.co_varnames, constants
+    return code.co_name, code.co_code, code.co_names, code.co_varnames, constants
 
 
 # ---------------------------------------------------------------- what it uses
@@ -258,7 +262,9 @@ class _Taken:
                 for alias in part.names:
                     self._require_allowed(name, alias.name)
             elif isinstance(part, ast.ImportFrom):
-                self._require_allowed(name, "." * part.level + (part.module or ""))
+                if part.level:
+                    _refuse(name, "imports from its own package", "copy what you need of it")
+                self._require_allowed(name, str(part.module))
             elif isinstance(part, ast.Global):
                 _refuse(name, f"sets {part.names[0]} of its module", "return the values instead")
 

@@ -145,6 +145,7 @@ def test_two_upgrades_at_once_do_each_batch_once(
 
     assert 0 in [outcome.code for outcome in outcomes], outcomes
     assert query(database, "SELECT id FROM price WHERE cents <> id * 2") == []
+    assert scanned(database) == ROWS
 
 
 def test_a_table_that_is_done_is_not_done_twice(
