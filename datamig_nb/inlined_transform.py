@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from multiprocessing.connection import wait
+from multiprocessing.connection import wait as wait_for_one
 from typing import Any
 
 import sqlalchemy as sa
@@ -231,7 +231,7 @@ def in_processes(walk: Walk, parts: Sequence[int]) -> None:
         process.start()
     try:
         while running:
-            if not wait([process.sentinel for process in running], timeout=2):
+            if not wait_for_one([process.sentinel for process in running], timeout=2):
                 log_progress(walk.step)
             for process in [process for process in running if not process.is_alive()]:
                 process.join()
