@@ -22,11 +22,11 @@ from sqlalchemy.exc import DataError, DBAPIError
 
 from datamig_nb.inlined import log, quoted, revision, with_retries
 from datamig_nb.inlined_run import (
-    ONE_AT_A_TIME,
     Walk,
     batch_transaction,
     log_progress,
     move_part,
+    one_at_a_time,
     rows_of,
     send,
     set_part,
@@ -200,7 +200,12 @@ def write_rows(
     return connection.execute(text, values).rowcount
 
 
-IDENTITY = {"ctid": "tid", "xmin": "xid", "tableoid": "oid"}
+# System columns that tell a version of a row from any other, and their types.
+IDENTITY = {
+    "ctid": "tid",
+    "xmin": "xid",
+    "tableoid": "oid",  # where rows lie in several tables
+}
 
 
 def as_one_text(column: Sequence[str | None]) -> tuple[str, str, str]:
@@ -231,7 +236,14 @@ def sqlstate(error: BaseException) -> str | None:
     return getattr(orig, "sqlstate", None) or getattr(orig, "pgcode", None)
 
 
-ROW_STATES = {"22", "23", "44", "54", "P0"}  # data, constraint, view, too large, a trigger's RAISE
+# Classes of SQLSTATE.
+ROW_STATES = {
+    "22",  # data
+    "23",  # constraint
+    "44",  # check option of a view
+    "54",  # too large
+    "P0",  # a trigger's RAISE
+}
 
 
 def set_aside(
@@ -243,7 +255,7 @@ def set_aside(
 ) -> None:
     """Put the rows that failed into datamig.quarantine; or stop, naming the first of them."""
     # One after the other, so that each counts what all set aside.
-    send(connection, ONE_AT_A_TIME.format(revision=revision))
+    one_at_a_time(connection)
     keys = ", ".join(f"quote_literal(target.{part})" for part in walk.key)
     arrays = ", ".join(f"{quoted(text)}::{IDENTITY[name]}[]" for name, text in versions.items())
     same = " AND ".join(f"target.{name} = failed.{name}_read" for name in versions)
@@ -312,8 +324,8 @@ def computed(
     """Columns of texts to write, and by number the rows for which the function failed."""
     readers = [reader(kind) for _, kind in walk.reads]
     writers = [writer(kind) for _, kind in walk.writes]
-    if walk.takes_series:
-        return computed_series(walk, texts, readers, writers), {}
+    if walk.computes is not None:
+        return walk.computes(walk, texts, readers, writers), {}
     rows: list[tuple[str | None, ...]] = []
     failures: dict[int, BaseException] = {}
     one = writers[0] if len(writers) - walk.has_checksum == 1 else None
@@ -350,7 +362,7 @@ def sha256(text: str | None) -> str | None:
     return None if text is None else hashlib.sha256(text.encode()).hexdigest()
 
 
-def computed_series(
+def by_series(
     walk: Walk,
     texts: Sequence[Sequence[str | None]],
     readers: Sequence[Callable[[str | None], Any] | None],

@@ -32,9 +32,6 @@ CREATE TABLE IF NOT EXISTS datamig.own_transaction (
 """
 
 
-ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtext('datamig {revision}'))"
-
-
 class Walk(NamedTuple):
     """What a transform does, and what was found out about its table."""
 
@@ -47,8 +44,8 @@ class Walk(NamedTuple):
     writes: Sequence[tuple[str, Kind]]
     function: Callable[..., Any]
     has_checksum: bool
-    #: Whether the function takes all rows of a batch at once, as pandas.Series.
-    takes_series: bool
+    #: by_series where the function takes all rows of a batch at once; else None.
+    computes: Callable[..., list[Sequence[str | None]]] | None
     where: str
     #: Rows set aside before it gives up; None: the first row that fails stops it.
     quarantine_limit: int | None
@@ -68,7 +65,7 @@ def begin_parts(walk: Walk, workers: int) -> None:
     send(bind, OWN_TRANSACTIONS)
     name = f"'{revision}', {quoted(walk.step)}"
     with batch_transaction(bind, walk):
-        send(bind, ONE_AT_A_TIME.format(revision=revision))
+        one_at_a_time(bind)
         if not step_status(walk.step):
             stops = part_stops(bind, walk, workers)
             rows = table_rows(bind, walk) // len(stops)
@@ -78,7 +75,11 @@ def begin_parts(walk: Walk, workers: int) -> None:
                 for part, stop in enumerate(stops, 1)
             ]
             notes.append(f"({name}, 0, NULL, 0, {TRANSFORM_ROWS}, 'what others wrote meanwhile')")
-            send(bind, f"INSERT INTO datamig.run {RUN_COLUMNS} VALUES {', '.join(notes)}")
+            send(
+                bind,
+                "INSERT INTO datamig.run (revision, step, part, stop, total, batch_rows, note)"
+                f" VALUES {', '.join(notes)}",
+            )
             send(bind, f"DELETE FROM datamig.own_transaction WHERE {this_step(walk.step)}")
         send(
             bind,
@@ -93,7 +94,9 @@ def begin_parts(walk: Walk, workers: int) -> None:
         )
 
 
-RUN_COLUMNS = "(revision, step, part, stop, total, batch_rows, note)"
+def one_at_a_time(connection: sa.Connection) -> None:
+    """Wait until no other transaction of this revision is behind such a line."""
+    send(connection, f"SELECT pg_advisory_xact_lock(hashtext('datamig {revision}'))")
 
 
 def this_step(name: str, part: int | None = None) -> str:

@@ -10,7 +10,6 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from multiprocessing.connection import wait as wait_for_one
 from typing import Any
 
@@ -52,8 +51,8 @@ def transform(
     where: str = "TRUE",
     checksum: str | None = None,
     workers: int = 1,
-    processes: bool = False,
-    vectorized: bool = False,
+    at_once: Callable[[Walk, Sequence[int]], None] | None = None,
+    computes: Callable[..., list[Sequence[str | None]]] | None = None,
     once: bool = False,
     quarantine_limit: int | None = None,
 ) -> None:
@@ -72,7 +71,7 @@ def transform(
             writes=(),
             function=function,
             has_checksum=checksum is not None,
-            takes_series=vectorized,
+            computes=computes,
             where=where,
             quarantine_limit=quarantine_limit,
             has_children=False,
@@ -89,7 +88,7 @@ def transform(
         require_readable(walk)
     begin_parts(walk, workers)
     try:
-        walk_parts(walk, workers, processes)
+        walk_parts(walk, at_once)
         catch_up(walk)
     except Exception as error:
         if not op.get_bind().invalidated:  # else the connection is gone
@@ -104,18 +103,18 @@ def transform(
     log_progress(name)
 
 
-def walk_parts(walk: Walk, workers: int, processes: bool) -> None:
+def walk_parts(walk: Walk, at_once: Callable[[Walk, Sequence[int]], None] | None) -> None:
     """Walk all parts of the table: in threads or processes, or one after the other."""
     bind = op.get_bind()
     parts = parts_of(walk.step)
-    if bind.dialect.is_async and workers > 1:
+    if bind.dialect.is_async and at_once is not None:
         log.info("%s: one worker only, for env.py uses an asynchronous driver", walk.step)
-    if bind.dialect.is_async or min(workers, len(parts)) < 2:
-        log_while(walk.step, lambda stop: [walk_part(bind, walk, part, stop) for part in parts])
-    elif processes:
-        in_processes(walk, parts)
+        at_once = None
+    if at_once is None or len(parts) == 1:
+        for part in parts:
+            walk_part(bind, walk, part, threading.Event())
     else:
-        in_threads(walk, parts, workers)
+        at_once(walk, parts)
 
 
 def catch_up(walk: Walk) -> None:
@@ -143,67 +142,55 @@ def catch_up(walk: Walk) -> None:
 # ---------------------------------------------------------------- several at once
 
 
-def in_threads(walk: Walk, parts: Sequence[int], workers: int) -> None:
+def in_threads(walk: Walk, parts: Sequence[int]) -> None:
     """Walk the parts in threads: while one waits for the server, another computes."""
     connections: list[sa.Connection] = []
     try:
-        for _ in range(min(workers, len(parts))):
-            connections.append(own_connection())
+        connections.extend(own_connection() for _ in parts)
     except SQLAlchemyError as error:
         log.warning("%s: only %d connections: %s", walk.step, len(connections), error)
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for part in parts:
         waiting.put(part)
-
-    def work(connection: sa.Connection, stop: threading.Event) -> None:
-        while not stop.is_set():
-            try:
-                part = waiting.get_nowait()
-            except queue.Empty:
-                return
-            walk_part(connection, walk, part, stop)
-
-    try:
-        works = [partial(work, connection) for connection in connections or [op.get_bind()]]
-        log_while(walk.step, *works)
-    finally:
-        for connection in connections:
-            connection.close()
-
-
-def log_while(name: str, *works: Callable[[threading.Event], object]) -> None:
-    """Do the works, several in threads; log every two seconds; one that fails ends all."""
-    stop = threading.Event()
-    if len(works) == 1:
-        works[0](stop)
-        return
     ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    stop = threading.Event()
 
-    def guarded(work: Callable[[threading.Event], object]) -> None:
+    def work(connection: sa.Connection) -> None:
         try:
-            work(stop)
-            ended.put(None)
+            while not (stop.is_set() or waiting.empty()):
+                walk_part(connection, walk, waiting.get_nowait(), stop)
+        except queue.Empty:
+            ended.put(None)  # another was quicker
         except BaseException as error:  # told to the thread that waits
             ended.put(error)
+        else:
+            ended.put(None)
 
-    threads = [threading.Thread(target=guarded, args=[work], daemon=True) for work in works]
+    if not connections:
+        work(op.get_bind())
+    threads = [threading.Thread(target=work, args=[each], daemon=True) for each in connections]
     for thread in threads:
         thread.start()
     try:
-        left = len(threads)
-        while left:
-            try:
-                error = ended.get(timeout=2)
-            except queue.Empty:
-                log_progress(name)
-                continue
+        for _ in threads or [None]:
+            error = next_end(walk, ended)
             if error is not None:
                 raise error
-            left -= 1
     finally:
         stop.set()  # after Ctrl-C too: each ends with the batch under way
-        for thread in threads:
+        for thread, connection in zip(threads, connections, strict=True):
             thread.join(10)
+            if not thread.is_alive():
+                connection.close()
+
+
+def next_end(walk: Walk, ended: queue.SimpleQueue[BaseException | None]) -> BaseException | None:
+    """Wait for the next thread that ends, and log every two seconds; gives its error."""
+    while True:
+        try:
+            return ended.get(timeout=2)
+        except queue.Empty:
+            log_progress(walk.step)
 
 
 def in_processes(walk: Walk, parts: Sequence[int]) -> None:

@@ -117,7 +117,12 @@ TAKEN: dict[str, tuple[type[Any], ...]] = {
     "uuid": (uuid.UUID,),
 }
 # Whether the values have a time zone; PostgreSQL would pass over one, or make one up.
-WITH_ZONE = {"time": False, "timetz": True, "timestamp": False, "timestamptz": True}
+WITH_ZONE = {
+    "time": False,
+    "timetz": True,
+    "timestamp": False,
+    "timestamptz": True,
+}
 
 
 def writer(kind: Kind) -> Callable[[Any], str | None]:
@@ -146,13 +151,11 @@ def value_writer(base: str) -> Callable[[Any], str]:
         ):
             raise TypeError(f"a column of type {base} takes {names}, not {type(value).__name__}")
         if zone is not None and (getattr(value, "tzinfo", None) is not None) is not zone:
-            raise ValueError(f"a column of type {base} takes values {WITHOUT[zone]} a time zone")
+            wanted = "with" if zone else "without"
+            raise ValueError(f"a column of type {base} takes values {wanted} a time zone")
         return plain_text(value)
 
     return to_text
-
-
-WITHOUT = {True: "with", False: "without"}
 
 
 def plain_text(value: Any) -> str:

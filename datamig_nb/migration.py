@@ -407,7 +407,9 @@ def transform(
     stops the upgrade before its first write.
 
     A row is written only where it is still what the function saw; what others wrote meanwhile is
-    computed again.  A row that has its values already is not written.
+    computed again.  A row that has its values already is not written.  A function that reads what
+    it writes is applied once to each row, and once to each version that others write while it runs:
+    until the upgrade ends, they must write the old form.
 
     Parameters
     ----------

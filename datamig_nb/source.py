@@ -251,6 +251,6 @@ def _add_import(
         names_of.setdefault(module, set()).add(f"{name}{renamed}")
 
 
-def _by_type(name: str) -> tuple[bool, bool, str]:
+def _by_type(name: str) -> tuple[bool, bool, str, str]:
     """As isort orders: constants, then classes, then the rest."""
-    return not name.isupper(), not name[:1].isupper(), name
+    return not name.isupper(), not name[:1].isupper(), name.lower(), name

@@ -357,6 +357,9 @@ DRIVERS = {
 
 def use_driver(project: AlembicProject, driver: str) -> None:
     """Edit env.py for a driver, as the templates generic and async of Alembic have it."""
+    pytest.importorskip(DRIVERS[driver])
+    if driver in ("asyncpg", "psycopg_async"):
+        pytest.importorskip("greenlet")
     text = project.env.read_text()
     url = 'os.environ["DATABASE_URL"]'
     text = text.replace(url, f'{url}.replace("+psycopg:", "+{driver}:")')
@@ -384,7 +387,6 @@ def use_driver(project: AlembicProject, driver: str) -> None:
 def test_values_of_every_type_survive_the_trip_with_every_driver(
     database: Database, project: AlembicProject, driver: str
 ) -> None:
-    pytest.importorskip(DRIVERS[driver])
     make_values(database)
     settings = {
         "datestyle": "SQL, DMY",
@@ -408,7 +410,6 @@ def test_values_of_every_type_survive_the_trip_with_every_driver(
 def test_rows_are_computed_with_every_driver(
     large: Database, project: AlembicProject, driver: str
 ) -> None:
-    pytest.importorskip(DRIVERS[driver])
     project.add(cleaning(**THREADS))
     use_driver(project, driver)
 

@@ -26,6 +26,7 @@ from tests.test_inlined_transform import (
     ok,
     scanned,
     sessions,
+    use_driver,
     wait_until,
 )
 from tests.transform_revision import HandWritten, call, transform_revision, with_tables
@@ -302,9 +303,6 @@ def odd(old: str | None) -> str | None:
 def test_values_that_postgresql_refuses_are_found_among_the_others(
     large: Database, project: AlembicProject, driver: str
 ) -> None:
-    pytest.importorskip(driver)
-    from tests.test_inlined_transform import use_driver
-
     query(
         large,
         "ALTER TABLE large ALTER new TYPE varchar(9), ADD CHECK (new <> 'fits' OR id <> 900);"

@@ -70,7 +70,12 @@ class HandWritten:
 def call(name: str, table: str, function: Callable[..., Any] | str, **more: object) -> str:
     """The line of the story that computes."""
     given = getattr(function, "__name__", function)
-    words = [repr(name), repr(table), str(given), *(f"{key}={v!r}" for key, v in more.items())]
+    words = [repr(name), repr(table), str(given)]
+    if int(str(more.get("workers", 1))) > 1:
+        words.append(f"at_once={'in_processes' if more.pop('processes', False) else 'in_threads'}")
+    if more.pop("vectorized", False):
+        words.append("computes=by_series")
+    words += [f"{key}={value!r}" for key, value in more.items()]
     return f"transform({', '.join(words)})"
 
 
