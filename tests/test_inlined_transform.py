@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from datamig_nb.database import Database
+from datamig_nb.database import Database, connect
 from tests.alembic_project import AlembicProject, Outcome, make_project
 from tests.scratch import query, session
+from tests.second_server import DEBIANS, running
 from tests.transform_revision import HandWritten, call, transform_revision, with_tables
 
 ROWS = 6_000
@@ -457,3 +458,20 @@ def test_values_that_python_cannot_hold_are_named_before_the_first_write(
         project.add(transform_revision(as_text, functions=(same,)))
         ok(project.alembic(database, "upgrade", "head"))
         assert query(database, "SELECT id FROM odd WHERE a::text IS DISTINCT FROM b::text") == []
+
+
+@pytest.mark.skipif(not DEBIANS.exists(), reason="PostgreSQL 15 is not installed")
+def test_rows_are_computed_on_an_older_postgresql(project: AlembicProject) -> None:
+    with running(DEBIANS) as url:
+        database = connect(url.render_as_string(hide_password=False))
+        make_values(database)
+        query(database, MAKE)
+        project.add(copying())
+        ok(project.alembic(database, "upgrade", "head"))
+        copied = not_copied(database)
+        query(database, "DELETE FROM alembic_version")
+        project.add(cleaning(**THREADS), PARTED)
+        ok(project.alembic(database, "upgrade", "head"))
+        database.engine.dispose()
+
+        assert (copied, query(database, WRONG)) == ({}, [])
