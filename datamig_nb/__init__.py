@@ -1,31 +1,42 @@
 """Data migrations for PostgreSQL, from a messy column to a vetted Alembic revision.
 
 Six verbs, one way through: :func:`profile`, :func:`preview`, :func:`render`, :func:`rehearse`,
-:func:`export`, :func:`validate`.
+:func:`export`, :func:`validate`.  Beside it :func:`runs`, to look at what production does.
 """
 
 from __future__ import annotations
 
-from datamig_nb.database import Database, connect
-from datamig_nb.errors import DatamigError
-from datamig_nb.export import Export, export, verify
-from datamig_nb.html import save_html  # its module registers what Jupyter shows
-from datamig_nb.migration import (
-    Migration,
-    add_column,
+from datamig_nb.checks import (
     allowed_values,
-    alter_column,
-    backfill,
     check,
-    create_check_constraint,
-    create_enum,
-    keep_in_step,
     matches,
     no_nulls,
     no_orphans,
     rows_check,
-    transform,
+    unchanged,
     unique,
+)
+from datamig_nb.database import Database, connect
+from datamig_nb.errors import DatamigError
+from datamig_nb.export import Export, export, verify
+from datamig_nb.html import save_html  # its module registers what Jupyter shows
+from datamig_nb.migration import Migration
+from datamig_nb.operations import (
+    add_column,
+    alter_column,
+    create_check_constraint,
+    create_enum,
+    create_foreign_key,
+    create_index,
+    create_primary_key,
+    create_table,
+    create_unique_constraint,
+    drop_column,
+    drop_constraint,
+    drop_index,
+    drop_table,
+    rename_table,
+    sql,
 )
 from datamig_nb.patterns import map_values, split_column
 from datamig_nb.preview import Preview, preview
@@ -33,7 +44,11 @@ from datamig_nb.profile import TableProfile, profile
 from datamig_nb.project import create_project
 from datamig_nb.rehearse import Rehearsal, rehearse
 from datamig_nb.render import Revision, render
+from datamig_nb.set_aside import SetAside, conflicts, quarantined
+from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step
+from datamig_nb.transforms import transform
 from datamig_nb.validate import ValidationReport, validate
+from datamig_nb.watch import Runs, RunState, cancel, pause, resume, runs
 
 __version__ = "0.1.0"
 
@@ -45,31 +60,55 @@ __all__ = [
     "Preview",
     "Rehearsal",
     "Revision",
+    "RunState",
+    "Runs",
+    "SetAside",
     "TableProfile",
     "ValidationReport",
     "add_column",
     "allowed_values",
     "alter_column",
+    "back_up",
     "backfill",
+    "cancel",
     "check",
+    "conflicts",
     "connect",
     "create_check_constraint",
     "create_enum",
+    "create_foreign_key",
+    "create_index",
+    "create_primary_key",
     "create_project",
+    "create_table",
+    "create_unique_constraint",
+    "delete_rows",
+    "drop_column",
+    "drop_constraint",
+    "drop_index",
+    "drop_table",
     "export",
+    "insert_rows",
     "keep_in_step",
     "map_values",
     "matches",
     "no_nulls",
     "no_orphans",
+    "pause",
     "preview",
     "profile",
+    "quarantined",
     "rehearse",
+    "rename_table",
     "render",
+    "resume",
     "rows_check",
+    "runs",
     "save_html",
     "split_column",
+    "sql",
     "transform",
+    "unchanged",
     "unique",
     "validate",
     "verify",

@@ -1,32 +1,73 @@
-"""The command line: ``datamig-nb demo`` and ``datamig-nb verify FILE…``."""
+"""The command line: demo and verify; runs, pause, resume and cancel."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
+from datamig_nb.database import connect
 from datamig_nb.errors import DatamigError, MissingExtraError
 from datamig_nb.export import verify
+from datamig_nb.watch import cancel, pause, resume, runs
 
 _NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
+_STEER = {
+    "pause": (pause, "let a running revision rest after the batch under way"),
+    "resume": (resume, "let a paused revision go on"),
+    "cancel": (cancel, "end a revision after the batch under way"),
+}
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Carry out a command; give the exit code: 0 done, 1 refused or failed, 2 not understood."""
-    parser = argparse.ArgumentParser(prog="datamig-nb", description=__doc__)
-    commands = parser.add_subparsers(required=True)
-    demo = commands.add_parser("demo", help="run the template notebooks from end to end")
-    demo.set_defaults(files=None)
-    check = commands.add_parser("verify", help="fail if a vetted revision file was edited")
-    check.add_argument("files", nargs="+", type=Path)
-    files: list[Path] | None = parser.parse_args(words).files
+    given = _parser().parse_args(words)
     try:
-        return _demo() if files is None else _verify(files)
+        if given.command == "demo":
+            return _demo()
+        if given.command == "verify":
+            return _verify(given.files)
+        db = connect(given.url)
+        if given.command == "runs":
+            print(runs(db))
+        else:
+            print(_STEER[given.command][0](db, given.revision, given.step))
     except DatamigError as error:
         print(f"datamig-nb: {error}", file=sys.stderr)
         return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="datamig-nb", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("demo", help="run the template notebooks from end to end")
+    check = commands.add_parser("verify", help="fail if a vetted revision file was edited")
+    check.add_argument("files", nargs="+", type=Path)
+    steered = [commands.add_parser(word, help=what) for word, (_, what) in _STEER.items()]
+    for command in steered:
+        command.add_argument("revision", type=_no_url)
+        command.add_argument("--step", type=_no_url, help="only this step, as runs shows it")
+    for command in (commands.add_parser("runs", help="show how far the revisions are"), *steered):
+        command.add_argument("--url", help="the database; else DATABASE_URL, which nobody sees")
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what was not understood; where it is a URL, without its password."""
+        super().error(re.sub("://.*@", "://***@", message, flags=re.DOTALL))
+
+
+def _no_url(word: str) -> str:
+    if "://" in word:
+        raise argparse.ArgumentTypeError("this is a URL; give it after --url")
+    return word
 
 
 def _verify(files: Sequence[Path]) -> int:

@@ -51,6 +51,8 @@ class Column:
     length: int | None
     #: True for a generated or identity-always column, which no UPDATE may set.
     generated: bool
+    #: True for a generated column, which no INSERT may set either.
+    computed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,10 @@ class Table:
     #: Columns of each unique index that covers every row.
     unique: tuple[tuple[str, ...], ...]
     foreign_keys: tuple[ForeignKey, ...]
+    #: Columns that an index reads, in its key, its expressions or its condition.
+    indexed: frozenset[str] = frozenset()
+    #: Whether it is a partitioned table.
+    partitioned: bool = False
     #: The planner's row count; -1 where the table was never analysed.
     estimated_rows: int
     #: Bytes of the table with its indexes and out-of-line values.
@@ -154,6 +160,27 @@ class Database:
             )
             yield connection
 
+    @contextmanager
+    def writing(self, what: str, *, lock_timeout_seconds: float) -> Generator[sa.Connection]:
+        """A transaction that may write, and waits no longer than that for each lock.
+
+        Parameters
+        ----------
+        what
+            What the transaction is for, in words, for the error message.
+
+        Raises
+        ------
+        PermissionDeniedError, QueryError, ConnectionFailedError
+            In place of whatever the driver raises inside; nothing was written then.
+        """
+        with explained(what, self.url), self.engine.begin() as connection:
+            connection.execute(
+                sa.text("SELECT set_config('lock_timeout', :ms, true)"),
+                {"ms": f"{int(lock_timeout_seconds * 1000)}ms"},
+            )
+            yield connection
+
     def table(self, name: str | TableName) -> Table:
         """What the catalog says of a table.
 
@@ -205,6 +232,12 @@ def run(connection: sa.Connection, statement: str) -> sa.CursorResult[*tuple[Any
     return connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
 
 
+def is_there(connection: sa.Connection, table: str) -> bool:
+    """Whether there is such a table, named as in SQL."""
+    found = connection.execute(sa.text("SELECT to_regclass(:name)"), {"name": table})
+    return found.scalar_one() is not None
+
+
 def read_table(connection: sa.Connection, name: TableName) -> Table:
     """What the catalog says of a table, within a session that is open already."""
     found = connection.execute(sa.text(_TABLE), {"name": name.sql}).one_or_none()
@@ -230,6 +263,10 @@ def read_table(connection: sa.Connection, name: TableName) -> Table:
             )
             for row in connection.execute(sa.text(_FOREIGN_KEYS), {"oid": found.oid})
         ),
+        indexed=frozenset(
+            connection.execute(sa.text(_INDEXED), {"oid": found.oid}).scalars().all()
+        ),
+        partitioned=found.partitioned,
         estimated_rows=found.estimated_rows,
         total_bytes=found.total_bytes,
     )
@@ -255,6 +292,9 @@ def _ours(what: str, url: sa.URL, error: BaseException | None) -> DatabaseError:
         )
     if state == "57014":
         return QueryError(what, state, reason, "give it longer with timeout_seconds=")
+    if state == "55P03":
+        advice = "find out in pg_stat_activity and pg_locks who holds it, and try again"
+        return QueryError(what, state, reason, advice)
     if state == "25006":
         return QueryError(what, state, reason, "reports only read; change data with a revision")
     if state == "" or state.startswith(("08", "28", "3D", "57P")):
@@ -393,6 +433,7 @@ def _libpq(url: sa.URL) -> str:
 
 _TABLE = """
 SELECT pg_class.oid,
+       relkind = 'p' AS partitioned,
        reltuples::bigint AS estimated_rows,
        pg_total_relation_size(pg_class.oid) AS total_bytes
   FROM pg_class
@@ -413,7 +454,8 @@ SELECT attname AS name,
        attnotnull AS not_null,
        CASE WHEN atttypid IN ('varchar'::regtype, 'bpchar'::regtype) AND atttypmod > 4
             THEN atttypmod - 4 END AS length,
-       attgenerated <> '' OR attidentity = 'a' AS generated
+       attgenerated <> '' OR attidentity = 'a' AS generated,
+       attgenerated <> '' AS computed
   FROM pg_attribute
  WHERE attrelid = :oid AND attnum > 0 AND NOT attisdropped
  ORDER BY attnum
@@ -430,6 +472,18 @@ SELECT array_agg(attname::text ORDER BY place) AS columns,
    AND indpred IS NULL AND indexprs IS NULL AND place <= indnkeyatts
  GROUP BY indexrelid, indisprimary
  ORDER BY indisprimary DESC, count(*), indexrelid
+"""
+
+_INDEXED = """
+SELECT attname::text
+  FROM pg_attribute
+ WHERE attrelid = :oid AND attnum > 0 AND NOT attisdropped
+   AND EXISTS (SELECT FROM pg_index
+                WHERE indrelid = attrelid
+                  AND (attnum = ANY (indkey)
+                       OR EXISTS (SELECT FROM pg_depend
+                                   WHERE classid = 'pg_class'::regclass AND objid = indexrelid
+                                     AND refobjid = attrelid AND refobjsubid = attnum)))
 """
 
 _FOREIGN_KEYS = """

@@ -59,3 +59,17 @@ def visible(value: object) -> str:
 def counted(number: int, noun: str) -> str:
     """A number and its noun: ``1 row``, ``2,000 rows``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def lasting(seconds: float) -> str:
+    """A time in words of two units at most: ``0.4 s``, ``44 s``, ``2 h 5 min``, ``3 d 1 h``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+    place = next(number for number, (_, length) in enumerate(units) if seconds >= length)
+    said: list[str] = []
+    for unit, length in units[place : place + 2]:
+        count, seconds = divmod(int(seconds), length)
+        if count:
+            said.append(f"{count} {unit}")
+    return " ".join(said)

@@ -14,6 +14,7 @@
     │   └── MissingKeyError
     ├── MigrationError           what the description of a migration gets wrong
     │   └── ExpressionError
+    ├── RunError                 there is no such run, or it cannot be steered so
     ├── RehearsalError           the rehearsal itself could not be carried out
     ├── ExportRefusedError       the revision may not go into the project
     ├── NotVettedError           the file is not what was vetted
@@ -125,6 +126,17 @@ class ExpressionError(MigrationError):
     def __init__(self, expression: str, reason: str, advice: str) -> None:
         self.expression, self.reason = expression, reason
         super().__init__(f"the expression {expression!r} does not work: {reason}", advice)
+
+
+# ---------------------------------------------------------------- runs
+
+
+class RunError(DatamigError):
+    """A run that is not there was named, or it cannot be paused, resumed or cancelled now."""
+
+    def __init__(self, what: str, advice: str) -> None:
+        self.what, self.advice = what, advice
+        super().__init__(f"{what}; {advice}")
 
 
 # ---------------------------------------------------------------- rehearsal and export

@@ -14,21 +14,17 @@ from typing import Any, NamedTuple
 from mako.lookup import TemplateLookup  # pyright: ignore[reportMissingTypeStubs]
 
 from datamig_nb import display
+from datamig_nb.checks import QueryCheck, RowCheck
 from datamig_nb.export import Export
-from datamig_nb.migration import (
-    Backfill,
-    KeepInStep,
-    Migration,
-    QueryCheck,
-    RowCheck,
-    Step,
-    describe,
-)
+from datamig_nb.migration import Migration, Step, describe
 from datamig_nb.preview import BackfillPreview, Preview
 from datamig_nb.profile import TableProfile
 from datamig_nb.rehearse import Rehearsal
 from datamig_nb.render import Revision
+from datamig_nb.set_aside import SetAside
+from datamig_nb.steps import Backfill, KeepInStep
 from datamig_nb.validate import ValidationReport
+from datamig_nb.watch import Runs
 
 #: Longest HTML of a value, in bytes: notebooks are committed with their outputs.
 MAX_BYTES = 60_000
@@ -91,7 +87,7 @@ def _html(template: str, **values: object) -> str:
     html = ""
     for size in _SIZES:
         html = _templates.get_template(template).render(
-            size=size, pieces=pieces, counted=display.counted, **values
+            size=size, pieces=pieces, counted=display.counted, lasting=display.lasting, **values
         )
         if len(html.encode()) <= MAX_BYTES:
             break
@@ -196,3 +192,13 @@ def _export(export: Export) -> str:
 @display.renders(ValidationReport)
 def _validation(report: ValidationReport) -> str:
     return _html("validation.mako", report=report)
+
+
+@display.renders(Runs)
+def _runs(runs: Runs) -> str:
+    return _html("runs.mako", runs=runs)
+
+
+@display.renders(SetAside)
+def _set_aside(aside: SetAside) -> str:
+    return _html("set_aside.mako", aside=aside)

@@ -1,318 +1,39 @@
-"""Functions copied into revisions that walk the rows of a table whose values Python computes.
+"""Functions copied into revisions that compute in Python: what is to be done, and with which rows.
 
-A batch is read, computed and written in one transaction.  A row is written only where it is still
-the very version that was read (``ctid`` and ``xmin``).  What others wrote meanwhile is found by its
-``xmin``, for the transactions of the batches are noted.
+How batch follows batch is in ``inlined_transform``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
-import json
-import threading
-import time
-import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
-import sqlalchemy as sa
-from alembic import op
-from sqlalchemy.exc import DataError, DBAPIError
+from datamig_nb.inlined import LOCK_TIMEOUT, begin, execute, quoted, revision, transaction
+from datamig_nb.inlined_values import Kind, reader, writer
 
-from datamig_nb.inlined import log, quoted, revision, with_retries
-from datamig_nb.inlined_run import (
-    Walk,
-    batch_transaction,
-    log_progress,
-    move_part,
-    one_at_a_time,
-    rows_of,
-    send,
-    set_part,
-    take_part,
-    this_step,
-)
-from datamig_nb.inlined_values import reader, text_expression, writer
-
-TRANSFORM_SECONDS = 0.5  # what a batch should take: longer ones make writers wait
+PARTED_PAGES = 64  # of the smallest table that several work on
+SAMPLED_PAGES = 300  # to find where a table is parted
 
 
-class RowsFailedError(Exception):
-    """Among so many rows there is one that PostgreSQL did not take, or the function."""
+class Walk(NamedTuple):
+    """What a transform does, and what was found out about its table."""
 
-    def __init__(self, rows: int) -> None:
-        super().__init__(rows)
-        self.rows = rows
-
-
-# ---------------------------------------------------------------- one part, one batch
-
-
-def walk_part(connection: sa.Connection, walk: Walk, part: int, stop: threading.Event) -> None:
-    """Walk a part from its cursor on; rows that fail together are tried in halves, down to one."""
-    most, shown = walk.most_rows, time.monotonic()
-    failed: RowsFailedError | None = None
-    while not stop.is_set():
-        attempt = (most, failed)
-        try:
-            status = with_retries(lambda now=attempt: one_batch_of(connection, walk, part, *now))
-        except RowsFailedError as error:
-            most, failed = max(1, error.rows // 2), (error if error.rows == 1 else None)
-            continue
-        if status == "succeeded":
-            return
-        if status == "failed":
-            raise RuntimeError(f"{revision} failed in another process; see datamig.run")
-        if status == "paused":
-            stop.wait(0.5)
-        most, failed = min(walk.most_rows, most * 2), None
-        if connection is op.get_bind() and time.monotonic() - shown > 2:
-            shown = time.monotonic()
-            log_progress(walk.step)
-
-
-def one_batch_of(
-    connection: sa.Connection, walk: Walk, part: int, most: int, failed: RowsFailedError | None
-) -> str:
-    """Read, compute and write one batch, and move its row in datamig.run; gives the status."""
-    with batch_transaction(connection, walk):
-        run = take_part(connection, walk.step, part)
-        if run["status"] == "cancelled":
-            raise RuntimeError(f"{revision} was cancelled; run Alembic again, it goes on here")
-        if run["status"] != "running":
-            return str(run["status"])
-        started = time.monotonic()
-        rows = min(run["batch_rows"], most)
-        last, scanned = batch_end(connection, walk, run, rows)
-        if last is None:
-            set_part(connection, walk.step, part, "succeeded")
-            return "succeeded"
-        try:
-            more = f"({walk.where})" if part else f"({walk.where}) AND {written_by_others(walk)}"
-            changed = change_rows(connection, walk, {**run, "stop": last}, more, failed)
-        except (DBAPIError, ValueError) as error:
-            if not is_about_a_row(error):
-                raise
-            raise RowsFailedError(scanned) from error
-        next_rows = next_transform_rows(rows, time.monotonic() - started)
-        move_part(connection, walk.step, part, last, (scanned, changed), next_rows)
-    return "running"
-
-
-def next_transform_rows(rows: int, seconds: float) -> int:
-    """Rows of the next batch, toward TRANSFORM_SECONDS: at most twice as many, down at once."""
-    wanted = rows * min(2.0, TRANSFORM_SECONDS / max(seconds, 0.001))
-    return max(10, int(wanted))
-
-
-def batch_end(
-    connection: sa.Connection, walk: Walk, run: Mapping[str, Any], rows: int
-) -> tuple[str | None, int]:
-    """Last key of the batch, as SQL literals, and its number of rows; (None, 0) at the end."""
-    keys = ", ".join(walk.key)
-    last = f"concat_ws(', ', {', '.join(f'quote_literal({part})' for part in walk.key)})"
-    following = f"SELECT {keys} FROM {walk.table} WHERE {in_range(walk, run)} ORDER BY {keys}"
-    full = f"SELECT {last} FROM ({following} OFFSET {rows - 1} LIMIT 1) AS batch"
-    for found in rows_of(connection, full):
-        return found[0], rows
-    backwards = ", ".join(f"batch.{part} DESC" for part in walk.key)
-    rest = rows_of(
-        connection,
-        f"SELECT {last}, count(*) OVER () FROM ({following} LIMIT {rows}) AS batch"
-        f" ORDER BY {backwards} LIMIT 1",
-    )
-    return (rest[0][0], rest[0][1]) if rest else (None, 0)
-
-
-def in_range(walk: Walk, run: Mapping[str, Any], alias: str = "") -> str:
-    """Condition: the key lies behind the cursor and not behind the stop."""
-    keys = ", ".join(f"{alias}{part}" for part in walk.key)
-    after, stop = run["cursor"] or run["start"], run["stop"]
-    conditions = [f"({keys}) > ({after})"] if after else []
-    conditions += [f"({keys}) <= ({stop})"] if stop else []
-    return " AND ".join(conditions) or "TRUE"
-
-
-def change_rows(
-    connection: sa.Connection,
-    walk: Walk,
-    batch: Mapping[str, Any],
-    more: str,
-    failed: RowsFailedError | None,
-) -> int:
-    """Read the rows of a range, compute, and write back those that are still what was read."""
-    read = [f"{text_expression(*read)} AS r{number}" for number, read in enumerate(walk.reads)]
-    arrays = [f"to_json(array_agg(r{number}))::text" for number in range(len(read))]
-    identity = ["ctid", "xmin", *(["tableoid"] if walk.has_children else [])]
-    gathered = [f"array_agg({name})::text" for name in identity]
-    (row,) = rows_of(
-        connection,
-        f"SELECT count(*), {', '.join((*gathered, *arrays))}"
-        f" FROM (SELECT {', '.join((*identity, *read))} FROM {walk.table}"
-        f" WHERE {in_range(walk, batch)} AND {more}) AS batch",
-    )
-    count, versions = row[0], dict(zip(identity, row[1:], strict=False))
-    if not count:
-        return 0
-    if failed is not None:
-        set_aside(connection, walk, batch, versions, {0: failed.__cause__ or failed})
-        return 0
-    columns, failures = computed(walk, [json.loads(text) for text in row[1 + len(identity) :]])
-    if failures:
-        set_aside(connection, walk, batch, versions, failures)
-    return write_rows(connection, walk, batch, versions, columns, failures)
-
-
-def write_rows(
-    connection: sa.Connection,
-    walk: Walk,
-    batch: Mapping[str, Any],
-    versions: Mapping[str, str],
-    columns: Sequence[Sequence[str | None]],
-    failures: Iterable[int],
-) -> int:
-    """Write the computed columns, without the rows that failed; gives the rows that changed."""
-    values = dict(versions)
-    sources = [f"CAST(CAST(\x01{name} AS text) AS {IDENTITY[name]}[])" for name in versions]
-    same = " AND ".join(f"target.{name} = new.{name}_read" for name in versions)
-    for number, column in enumerate(columns):
-        texts = dict(zip("wsn", as_one_text(column), strict=True))
-        values |= {f"{mark}{number}": text for mark, text in texts.items()}
-        marks = (f"CAST(\x01{mark}{number} AS text)" for mark in texts)
-        sources.append(f"string_to_array({', '.join(marks)})")
-    new = {column: f"new.w{n}::{kind.sql}" for n, (column, kind) in enumerate(walk.writes)}
-    # Their texts tell more apart than "=" does: citext, box, 1.0 and 1.00; and json has no "=".
-    differs = " OR ".join(
-        f'target.{column}::text COLLATE "C" IS DISTINCT FROM ({value})::text'
-        for column, value in new.items()
-    )
-    listed = [*(f"{name}_read" for name in versions), *(f"w{number}" for number in range(len(new)))]
-    without = "".join(f" AND new.number <> {number + 1}" for number in failures)
-    statement = (
-        f"UPDATE {walk.table} AS target"
-        f" SET {', '.join(f'{column} = {value}' for column, value in new.items())}"
-        f" FROM unnest({', '.join(sources)}) WITH ORDINALITY AS new({', '.join(listed)}, number)"
-        f" WHERE {in_range(walk, batch, 'target.')} AND {same}{without} AND ({differs})"
-    )
-    # A colon of the statement is one; only the marks are parameters.
-    text = sa.text(statement.replace(":", r"\:").replace("\x01", ":"))
-    return connection.execute(text, values).rowcount
-
-
-# System columns that tell a version of a row from any other, and their types.
-IDENTITY = {
-    "ctid": "tid",
-    "xmin": "xid",
-    "tableoid": "oid",  # where rows lie in several tables
-}
-
-
-def as_one_text(column: Sequence[str | None]) -> tuple[str, str, str]:
-    """The values in one text for string_to_array(), with a separator and a NULL that none has."""
-    separator, null = "\x1f", "\x1e"
-    present = [value for value in column if value is not None]
-    together = "".join(present)
-    while separator in together:
-        separator += uuid.uuid4().hex  # begins with what does not come again in it
-    while null in together:
-        null += uuid.uuid4().hex
-    given = present if len(present) == len(column) else [null if v is None else v for v in column]
-    # The end keeps an only value that is empty from making an empty array.
-    return separator.join([*given, null]), separator, null
-
-
-def is_about_a_row(error: Exception) -> bool:
-    """Whether other rows may pass: a value that does not fit, a constraint, a trigger's refusal."""
-    if not isinstance(error, DBAPIError):
-        return True  # what a driver or the function makes of a value
-    state = sqlstate(error)
-    return isinstance(error, DataError) if state is None else state[:2] in ROW_STATES
-
-
-def sqlstate(error: BaseException) -> str | None:
-    """PostgreSQL's code of an error, whichever driver it came through."""
-    orig = getattr(error, "orig", None)
-    return getattr(orig, "sqlstate", None) or getattr(orig, "pgcode", None)
-
-
-# Classes of SQLSTATE.
-ROW_STATES = {
-    "22",  # data
-    "23",  # constraint
-    "44",  # check option of a view
-    "54",  # too large
-    "P0",  # a trigger's RAISE
-}
-
-
-def set_aside(
-    connection: sa.Connection,
-    walk: Walk,
-    batch: Mapping[str, Any],
-    versions: Mapping[str, str],
-    failures: Mapping[int, BaseException],
-) -> None:
-    """Put the rows that failed into datamig.quarantine; or stop, naming the first of them."""
-    # One after the other, so that each counts what all set aside.
-    one_at_a_time(connection)
-    keys = ", ".join(f"quote_literal(target.{part})" for part in walk.key)
-    arrays = ", ".join(f"{quoted(text)}::{IDENTITY[name]}[]" for name, text in versions.items())
-    same = " AND ".join(f"target.{name} = failed.{name}_read" for name in versions)
-    found = rows_of(
-        connection,
-        f"SELECT failed.number, concat_ws(', ', {keys}) FROM {walk.table} AS target"
-        f" JOIN unnest({arrays}) WITH ORDINALITY"
-        f" AS failed({', '.join(f'{name}_read' for name in versions)}, number) ON {same}"
-        f" WHERE failed.number IN ({', '.join(str(number + 1) for number in failures)})"
-        f" AND {in_range(walk, batch, 'target.')} ORDER BY failed.number",
-    )
-    for number, key in found:
-        error, row = failures[number - 1], f"({', '.join(walk.key)}) = ({key})"
-        reason = in_words(error)
-        if walk.quarantine_limit is None:
-            raise RuntimeError(
-                f"{revision} stopped at {walk.table}, {row}: {reason}; repair the row or the"
-                " function and run Alembic again, it goes on here"
-            ) from error
-        values = (walk.step, walk.table, key, sqlstate(error) or "", reason.replace("\0", "?"))
-        send(
-            connection,
-            "INSERT INTO datamig.quarantine"
-            " (noted_at, revision, step, relation, key, sqlstate, message)"
-            f" VALUES (clock_timestamp(), '{revision}', {', '.join(map(quoted, values))})",
-        )
-        log.warning("%s: set aside %s, %s: %s", walk.step, walk.table, row, reason)
-        require_few_set_aside(connection, walk, reason)
-
-
-def require_few_set_aside(connection: sa.Connection, walk: Walk, reason: str) -> None:
-    """Give up where more rows were set aside than the limit allows."""
-    ((aside,),) = rows_of(
-        connection,
-        "SELECT count(DISTINCT key) FROM datamig.quarantine"
-        f" WHERE revision = '{revision}' AND step = {quoted(walk.step)}",
-    )
-    if aside > (walk.quarantine_limit or 0):
-        raise RuntimeError(
-            f"{revision} gave up: {aside} rows of {walk.table} would be set aside, more than"
-            f" {walk.quarantine_limit}, the last because {reason}"
-        )
-
-
-def in_words(error: BaseException) -> str:
-    """What an error says, on one line."""
-    said = str(getattr(error, "orig", None) or error).strip()
-    return " ".join(said.splitlines()[:1]) or type(error).__name__
-
-
-def written_by_others(walk: Walk) -> str:
-    """Condition: this version of the row came since the start, and not from a batch of ours."""
-    ours = f"datamig.own_transaction WHERE {this_step(walk.step)}"
-    return (
-        f"age(xmin) <= age((SELECT (min(xid) % 4294967296)::text::xid FROM {ours}))"
-        f" AND xmin NOT IN (SELECT (xid % 4294967296)::text::xid FROM {ours})"
-    )
+    step: str
+    table: str
+    key: tuple[str, ...]
+    reads: Sequence[tuple[str, Kind]]  # SQL over the row, one for each argument
+    writes: Sequence[tuple[str, Kind]]  # columns; the checksum's last
+    function: Callable[..., Any]
+    has_checksum: bool
+    computes: Callable[..., list[Sequence[str | None]]] | None
+    where: str
+    quarantine_rows: int | None  # None: the first row that fails stops it
+    rows: int
+    bytes: int
+    has_children: bool
+    settings: str  # SELECT that sets in a transaction what Alembic's session has, and what we read
 
 
 # ---------------------------------------------------------------- what the function makes of rows
@@ -329,7 +50,6 @@ def computed(
     rows: list[tuple[str | None, ...]] = []
     failures: dict[int, BaseException] = {}
     one = writers[0] if len(writers) - walk.has_checksum == 1 else None
-    nothing = (None,) * len(writers)
     while len(rows) < len(texts[0]):
         left = [column[len(rows) :] if rows else column for column in texts]
         values_of = [map(r, c) if r else c for r, c in zip(readers, left, strict=True)]
@@ -344,16 +64,15 @@ def computed(
         except Exception as error:
             row = [column[len(rows)] for column in texts]
             failures[len(rows)] = ValueError(told(walk, readers, row, error))
-            rows.append(nothing)
+            rows.append((None,) * len(writers))
     return list(zip(*rows, strict=True)), failures
 
 
 def texts_of(result: Any, writers: Sequence[Callable[[Any], str | None]]) -> tuple[str | None, ...]:
     """The texts of several values, which the function gives as a tuple."""
+    if not isinstance(result, tuple) or len(cast("tuple[Any, ...]", result)) != len(writers):
+        raise TypeError(f"it gives {type(result).__name__}, not a tuple of {len(writers)} values")  # pyright: ignore[reportUnknownArgumentType]
     values = cast("tuple[Any, ...]", result)
-    if not isinstance(result, tuple) or len(values) != len(writers):
-        kind = type(values).__name__
-        raise TypeError(f"it gives {kind}, not a tuple of {len(writers)} values")
     return tuple(write(value) for write, value in zip(writers, values, strict=True))
 
 
@@ -404,3 +123,116 @@ def told(
         types.append(f"{expression}: {type(value).__name__}")
     call = f"{walk.function.__name__}({', '.join(types)})"
     return f"{call} failed with {type(error).__name__}: {error}"
+
+
+# ---------------------------------------------------------------- what is known before
+
+
+def this_step(name: str) -> str:
+    """Condition: rows of a step in the tables of datamig."""
+    return f"(revision, step) = ('{revision}', {quoted(name)})"
+
+
+OWN_TRANSACTIONS = """
+CREATE TABLE IF NOT EXISTS datamig.own_transaction (
+    revision text, step text, xid bigint, PRIMARY KEY (revision, step, xid)
+)
+"""
+
+
+def written_by_others(walk: Walk) -> str:
+    """Condition: this version of the row came since the start, and not from a batch of ours."""
+    ours = f"datamig.own_transaction WHERE {this_step(walk.step)}"
+    return (
+        f"age(xmin) <= age((SELECT (min(xid) % 4294967296)::text::xid FROM {ours}))"
+        f" AND xmin NOT IN (SELECT (xid % 4294967296)::text::xid FROM {ours})"
+    )
+
+
+def begin_parts(walk: Walk, workers: int) -> list[int]:
+    """Note the parts, the last for what others write; what an earlier run noted of them stays."""
+    with transaction():
+        execute(walk.settings)
+        execute(f"SELECT pg_advisory_xact_lock(hashtext('{revision}'))")  # if run twice
+        execute(OWN_TRANSACTIONS)
+        noted = f"SELECT part FROM datamig.run WHERE {this_step(walk.step)} AND part > 0"
+        parts = sorted(execute(noted).scalars())
+        stops = [] if parts else part_stops(walk, workers)
+        parts = parts or list(range(1, len(stops) + 3))
+        for part in parts:
+            given: dict[str, object] = {"stop": stops[part - 1]} if part <= len(stops) else {}
+            if part < len(parts):
+                given["total"] = walk.rows // (len(parts) - 1)
+            begin(walk.step, part, walk.table, walk.key, note="computed in Python", **given)
+        # Older than any transaction that may still write what the walk does not see.
+        execute(
+            f"INSERT INTO datamig.own_transaction SELECT '{revision}', {quoted(walk.step)},"
+            " pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1 WHERE NOT EXISTS"
+            f" (SELECT FROM datamig.own_transaction WHERE {this_step(walk.step)})"
+        )
+    return parts
+
+
+def part_stops(walk: Walk, workers: int) -> list[str]:
+    """Keys that part the table into about equal parts, from a sample of its pages."""
+    pages = walk.bytes / 8192
+    if workers < 2 or pages < PARTED_PAGES:
+        return []
+    keys = ", ".join(walk.key)
+    found = execute(
+        f"SELECT concat_ws(', ', {', '.join(f'quote_literal({part})' for part in walk.key)})"
+        f" FROM (SELECT *, row_number() OVER (ORDER BY {keys}) AS datamig_row,"
+        f" count(*) OVER () AS datamig_rows FROM (SELECT {keys} FROM {walk.table}"
+        f" TABLESAMPLE SYSTEM ({min(100.0, 100 * SAMPLED_PAGES / pages):.6f})) AS sample)"
+        f" AS sample WHERE datamig_row * {workers} % datamig_rows < {workers}"
+        " AND datamig_row < datamig_rows ORDER BY datamig_row"
+    )
+    return list(found.scalars())
+
+
+def kinds_of(table: str, expressions: Sequence[str]) -> list[Kind]:
+    """The types of expressions over a row; no row is read."""
+    given = ", ".join(f"({expression}) AS c{n}" for n, expression in enumerate(expressions))
+    types = ", ".join(f"pg_typeof(row.c{n})::oid" for n in range(len(expressions)))
+    found = execute(f"""
+WITH RECURSIVE kind (number, given, id, is_array) AS (
+    SELECT number, id, id, FALSE
+      FROM (SELECT) AS one LEFT JOIN (SELECT {given} FROM {table} LIMIT 0) AS row ON TRUE,
+           unnest(ARRAY[{types}]) WITH ORDINALITY AS asked (id, number)
+     UNION ALL
+    SELECT number, given, CASE typtype WHEN 'd' THEN typbasetype ELSE typelem END,
+           is_array OR typtype <> 'd'
+      FROM kind JOIN pg_type ON oid = id
+     WHERE typtype = 'd' OR typcategory = 'A' AND typelem <> 0 AND NOT is_array
+)
+SELECT format_type(given, -1), typname, is_array FROM kind JOIN pg_type ON oid = id
+ WHERE typtype <> 'd' AND (is_array OR typcategory <> 'A' OR typelem = 0) ORDER BY number""")
+    return [Kind(*row) for row in found]
+
+
+def size_of(table: str) -> dict[str, Any]:
+    """Rows of the table and of those that belong to it, as last estimated; their bytes."""
+    found = execute(f"""
+WITH RECURSIVE family (id) AS (
+    SELECT {quoted(table)}::regclass::oid
+     UNION SELECT inhrelid FROM pg_inherits JOIN family ON inhparent = id
+)
+SELECT coalesce(sum(greatest(0, reltuples)) FILTER (WHERE relkind <> 'p'), 0)::bigint AS rows,
+       coalesce(sum(pg_table_size(oid)), 0)::bigint AS bytes, count(*) > 1 AS has_children
+  FROM family JOIN pg_class ON oid = id""")
+    return dict(found.mappings().one())
+
+
+def settings() -> str:
+    """SELECT that gives a transaction the session's settings, and forms of text that we read."""
+    found = execute("SELECT name, setting FROM pg_settings WHERE source = 'session'")
+    values = {str(row.name): str(row.setting) for row in found} | {
+        "DateStyle": "ISO",
+        "IntervalStyle": "postgres",
+        "bytea_output": "hex",
+        "extra_float_digits": "1",
+        "lock_timeout": LOCK_TIMEOUT,
+        "role": execute("SELECT current_setting('role')").scalar_one(),
+    }
+    calls = (f"set_config({quoted(n)}, {quoted(value)}, true)" for n, value in values.items())
+    return f"SELECT {', '.join(calls)}"

@@ -1,43 +1,65 @@
-"""Functions copied into revisions that compute in Python: the name, its threads or processes.
+"""Functions copied into revisions that compute in Python, after those of ``inlined``.
 
-What one of them does with its rows is in ``inlined_rows``.
+A batch is read, computed and written in one transaction with its row in datamig.run.  A row is
+written only where it is still the very version that was read (``ctid`` and ``xmin``).  What others
+wrote meanwhile is found by its ``xmin``, for the transactions of the batches are noted.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
-import queue
+import random
 import threading
-from collections.abc import Callable, Sequence
-from multiprocessing.connection import wait as wait_for_one
-from typing import Any
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
-from datamig_nb.inlined import log, revision
-from datamig_nb.inlined_rows import walk_part, written_by_others
-from datamig_nb.inlined_run import (
-    Walk,
-    again_part,
-    batch_transaction,
-    begin_parts,
-    counts_of,
-    end_parts,
-    log_progress,
-    parts_of,
-    prepared,
-    require_readable,
-    rows_of,
-    step_status,
+from datamig_nb.inlined import (
+    ATTEMPTS,
+    PROGRESS,
+    execute,
+    log,
+    passed,
+    prepare_nothing,
+    quoted,
+    revision,
+    sqlstate,
+    this_run,
+    transaction,
 )
+from datamig_nb.inlined_rows import (
+    Walk,
+    begin_parts,
+    computed,
+    kinds_of,
+    settings,
+    size_of,
+    this_step,
+    written_by_others,
+)
+from datamig_nb.inlined_values import text_expression
 
-CATCH_UP_ROUNDS = 5  # over rows that others wrote while a transform ran
+TRANSFORM_SECONDS = 0.5  # what a batch that Python computes should take: writers may have to wait
+MOST_TRANSFORM_ROWS = 50_000
+TRANSFORM_BYTES = 8_000_000  # of a batch, about, so that memory stays flat
 
 
-# ---------------------------------------------------------------- a step that computes in Python
+# ---------------------------------------------------------------- rows that Python computes
+
+
+def online_only() -> None:
+    """Refuse --sql before its first statement."""
+    if op.get_context().as_sql:
+        raise RuntimeError(f"{revision} computes in Python, which no script can; run without --sql")
 
 
 def transform(
@@ -53,183 +75,91 @@ def transform(
     workers: int = 1,
     at_once: Callable[[Walk, Sequence[int]], None] | None = None,
     computes: Callable[..., list[Sequence[str | None]]] | None = None,
-    once: bool = False,
-    quarantine_limit: int | None = None,
+    quarantine_rows: int | None = None,
 ) -> None:
     """Give columns of each row what the function makes of others; then look at what others wrote.
 
-    ``once``: the function reads what it writes, so that a table that is done is never done again.
+    Each part of the table is walked by its key, several at once where there are workers.
     """
-    if op.get_context().as_sql:
-        raise RuntimeError(f"{revision} computes in Python, which no script can; run without --sql")
-    walk = prepared(
-        Walk(
-            step=name,
-            table=table,
-            key=key,
-            reads=(),
-            writes=(),
-            function=function,
-            has_checksum=checksum is not None,
-            computes=computes,
-            where=where,
-            quarantine_limit=quarantine_limit,
-            has_children=False,
-            most_rows=0,
-            settings="",
-        ),
-        reads,
-        writes if checksum is None else (*writes, checksum),
-    )
-    if once and step_status(name) == ["succeeded"]:
-        log.info("%s: done before, and not to be done twice", name)
+    if passed():
         return
-    if not step_status(name):
-        require_readable(walk)
-    begin_parts(walk, workers)
+    columns = writes if checksum is None else (*writes, checksum)
+    kinds = kinds_of(table, [*reads, *columns])
+    walk = Walk(
+        step=name,
+        table=table,
+        key=key,
+        reads=list(zip(reads, kinds, strict=False)),
+        writes=list(zip(columns, kinds[len(reads) :], strict=True)),
+        function=function,
+        has_checksum=checksum is not None,
+        computes=computes,
+        where=where,
+        quarantine_rows=quarantine_rows,
+        **size_of(table),
+        settings=settings(),
+    )
+    *parts, last = begin_parts(walk, workers)
     try:
-        walk_parts(walk, at_once)
-        catch_up(walk)
+        if at_once is None or len(parts) == 1 or op.get_bind().dialect.is_async:
+            in_turn(walk, parts)
+        else:
+            at_once(walk, parts)
+        catch_up(walk, last)
     except Exception as error:
         if not op.get_bind().invalidated:  # else the connection is gone
-            end_parts(name, str(error))
-        if isinstance(error, DBAPIError) and error.connection_invalidated:
-            raise RuntimeError(
-                f"{revision} lost its connection: {str(error.orig).splitlines()[0]}; run Alembic"
-                " again, it goes on where it was"
-            ) from error
+            failed = f"status = 'failed', error = {quoted(error)}"
+            execute(
+                f"UPDATE datamig.run SET {failed} WHERE {this_step(name)} AND status = 'running'"
+            )
         raise
-    end_parts(name)
-    log_progress(name)
 
 
-def walk_parts(walk: Walk, at_once: Callable[[Walk, Sequence[int]], None] | None) -> None:
-    """Walk all parts of the table: in threads or processes, or one after the other."""
-    bind = op.get_bind()
-    parts = parts_of(walk.step)
-    if bind.dialect.is_async and at_once is not None:
-        log.info("%s: one worker only, for env.py uses an asynchronous driver", walk.step)
-        at_once = None
-    if at_once is None or len(parts) == 1:
-        for part in parts:
-            walk_part(bind, walk, part, threading.Event())
-    else:
-        at_once(walk, parts)
-
-
-def catch_up(walk: Walk) -> None:
-    """Compute again what others wrote since the start, until there is nothing to change."""
-    bind = op.get_bind()
-    left = f"SELECT 1 FROM {walk.table} WHERE ({walk.where}) AND {written_by_others(walk)} LIMIT 1"
-    changed = counts_of(walk.step, 0)["changed"]
-    for number in range(1, CATCH_UP_ROUNDS + 1):
-        with batch_transaction(bind, walk):
-            some_left = bool(rows_of(bind, left))
-        if not some_left:
-            return
-        log.info("%s: rows that others wrote meanwhile, round %d", walk.step, number)
-        again_part(walk.step)
-        walk_part(bind, walk, 0, threading.Event())
-        before, changed = changed, counts_of(walk.step, 0)["changed"]
-        if changed == before:
-            return
-    log.warning(
-        "%s: others still write rows as before; what they write from now on is theirs to compute",
-        walk.step,
-    )
-
-
-# ---------------------------------------------------------------- several at once
+def in_turn(walk: Walk, parts: Sequence[int], ended: Event | None = None) -> None:
+    """Walk the parts one after the other; what a helper did of them is done."""
+    for part in parts:
+        walk_part(op.get_bind(), walk, part, ended or Event())
 
 
 def in_threads(walk: Walk, parts: Sequence[int]) -> None:
-    """Walk the parts in threads: while one waits for the server, another computes."""
-    connections: list[sa.Connection] = []
-    try:
-        connections.extend(own_connection() for _ in parts)
-    except SQLAlchemyError as error:
-        log.warning("%s: only %d connections: %s", walk.step, len(connections), error)
-    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for part in parts:
-        waiting.put(part)
-    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-    stop = threading.Event()
+    """Walk the parts with threads that help: while one waits for the server, another computes."""
+    ended = Event()
 
-    def work(connection: sa.Connection) -> None:
+    def help_out(part: int) -> None:
+        with own_connection() as bind:
+            walk_part(bind, walk, part, ended)
+
+    with ThreadPoolExecutor(len(parts)) as pool:
         try:
-            while not (stop.is_set() or waiting.empty()):
-                walk_part(connection, walk, waiting.get_nowait(), stop)
-        except queue.Empty:
-            ended.put(None)  # another was quicker
-        except BaseException as error:  # told to the thread that waits
-            ended.put(error)
-        else:
-            ended.put(None)
-
-    if not connections:
-        work(op.get_bind())
-    threads = [threading.Thread(target=work, args=[each], daemon=True) for each in connections]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in threads or [None]:
-            error = next_end(walk, ended)
-            if error is not None:
-                raise error
-    finally:
-        stop.set()  # after Ctrl-C too: each ends with the batch under way
-        for thread, connection in zip(threads, connections, strict=True):
-            thread.join(10)
-            if not thread.is_alive():
-                connection.close()
-
-
-def next_end(walk: Walk, ended: queue.SimpleQueue[BaseException | None]) -> BaseException | None:
-    """Wait for the next thread that ends, and log every two seconds; gives its error."""
-    while True:
-        try:
-            return ended.get(timeout=2)
-        except queue.Empty:
-            log_progress(walk.step)
+            for part in parts[1:]:
+                pool.submit(help_out, part)  # what stops it will stop this one too
+            in_turn(walk, parts, ended)
+        finally:
+            ended.set()  # after Ctrl-C too: each ends with the batch under way
 
 
 def in_processes(walk: Walk, parts: Sequence[int]) -> None:
-    """Walk the parts in forked processes, for a function that keeps a processor busy."""
-    if "fork" not in multiprocessing.get_all_start_methods():
-        raise RuntimeError(f"{revision} forks processes, which this system cannot; use threads")
+    """Walk the parts with forked processes that help, for a function that keeps processors busy."""
     context = multiprocessing.get_context("fork")
-    reasons = context.SimpleQueue()
 
-    def work(part: int) -> None:
+    def help_out(part: int) -> None:
         threading.Thread(target=end_with_parent, daemon=True).start()
         op.get_bind().engine.dispose(close=False)  # its connections are the parent's
         try:
-            connection = own_connection()
-            walk_part(connection, walk, part, threading.Event())
-            connection.close()
-        except KeyboardInterrupt:
-            os._exit(130)
-        except BaseException as error:
-            reasons.put(str(error))
-            os._exit(1)
+            with own_connection() as bind:
+                walk_part(bind, walk, part, Event())
+        finally:
+            os._exit(0)  # what stopped it will stop the parent too
 
-    running = [context.Process(target=work, args=[part], daemon=True) for part in parts]
-    for process in running:
-        process.start()
+    helpers = [context.Process(target=help_out, args=[part], daemon=True) for part in parts[1:]]
     try:
-        while running:
-            if not wait_for_one([process.sentinel for process in running], timeout=2):
-                log_progress(walk.step)
-            for process in [process for process in running if not process.is_alive()]:
-                process.join()
-                running.remove(process)
-                if process.exitcode:
-                    reason = f"{revision}: a process ended with code {process.exitcode}"
-                    raise RuntimeError(reason if reasons.empty() else reasons.get())
+        for helper in helpers:
+            helper.start()
+        in_turn(walk, parts)
     finally:
-        for process in running:
-            process.terminate()  # the server takes its batch back
-            process.join()
+        for helper in helpers:
+            helper.terminate()  # the server takes its batch back
+            helper.join()
 
 
 def end_with_parent() -> None:
@@ -242,5 +172,261 @@ def end_with_parent() -> None:
 
 def own_connection() -> sa.Connection:
     """A connection beside Alembic's, where BEGIN and COMMIT are sent by hand as there."""
-    connection = op.get_bind().engine.connect()
-    return connection.execution_options(isolation_level="AUTOCOMMIT")
+    bind = op.get_bind().engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+    prepare_nothing(bind)
+    return bind
+
+
+def catch_up(walk: Walk, part: int) -> None:
+    """Compute again what others wrote since the start, until there is nothing to change."""
+    others = walk._replace(where=f"({walk.where}) AND {written_by_others(walk)}")
+    changed = f"SELECT changed FROM datamig.run WHERE {this_run(walk.step, part)}"
+    for number in range(1, ATTEMPTS + 1):
+        before = execute(changed).scalar_one()
+        with transaction():
+            execute(walk.settings)
+            left = execute(f"SELECT 1 FROM {walk.table} WHERE {others.where} LIMIT 1").first()
+        if left is not None:
+            log.info("%s: rows that others wrote meanwhile, round %d", walk.step, number)
+            set_part(walk, part, "cursor = NULL")
+            walk_part(op.get_bind(), others, part, Event())
+        if execute(changed).scalar_one() == before:
+            break
+        set_part(walk, part, "status = 'running'")
+    else:
+        log.warning("%s: others write on as before; from now on it is theirs to do", walk.step)
+    set_part(walk, part, "status = 'succeeded'")
+
+
+# ---------------------------------------------------------------- one part, one batch
+
+
+class RowsFailedError(Exception):
+    """Among so many rows there is one that PostgreSQL did not take."""
+
+
+def walk_part(bind: Any, walk: Walk, part: int, ended: Event) -> None:
+    """Walk a part from its cursor on; rows that fail together are tried in halves, down to one."""
+    widest = max(10, min(MOST_TRANSFORM_ROWS, TRANSFORM_BYTES * walk.rows // max(1, walk.bytes)))
+    most, failed, attempt, shown = widest, None, 0, time.monotonic()
+    while not ended.is_set():
+        try:
+            status = one_batch(bind, walk, part, most, failed)
+        except RowsFailedError as error:
+            rows: int = error.args[0]
+            most, failed = max(1, rows // 2), (error.__cause__ if rows == 1 else None)
+            continue
+        except DBAPIError as error:
+            attempt += 1
+            if sqlstate(error) not in ("55P03", "40P01", "40001") or attempt == ATTEMPTS:
+                raise
+            log.warning("%s: %s, attempt %d", walk.step, in_words(error), attempt)
+            ended.wait(random.uniform(0.5, 1.0) * min(10.0, 0.1 * 2**attempt))
+            continue
+        if status == "paused":
+            ended.wait(0.5)
+        elif status != "running":
+            return
+        most, failed, attempt = min(widest, most * 2), None, 0
+        if bind is op.get_bind() and time.monotonic() - shown > 2:
+            shown = time.monotonic()
+            for run in execute(f"SELECT {PROGRESS} WHERE {this_step(walk.step)} AND scanned > 0"):
+                log.info("%s: %s", walk.step, run.progress)
+
+
+def one_batch(bind: Any, walk: Walk, part: int, most: int, failed: BaseException | None) -> str:
+    """Read, compute and write one batch, and move its row of datamig.run; gives the status."""
+    with transaction(bind):
+        execute(walk.settings, bind)
+        before = f"SELECT stop FROM datamig.run WHERE {this_run(walk.step, part - 1)}"
+        run = execute(
+            "UPDATE datamig.run SET heartbeat_at = clock_timestamp(), pid = pg_backend_pid()"
+            f" WHERE {this_run(walk.step, part)}"
+            f" RETURNING status, batch_rows, coalesce(cursor, ({before})) AS cursor, stop",
+            bind,
+        ).one()
+        if run.status == "cancelled":
+            raise RuntimeError(
+                f"{revision} was cancelled at {walk.step!r}; run Alembic again, it goes on here"
+            )
+        if run.status != "running":
+            return str(run.status)
+        started, rows = time.monotonic(), min(run.batch_rows, most)
+        batch = read_batch(bind, walk, run.cursor, run.stop, rows)
+        if not batch.scanned:
+            set_part(walk, part, "status = 'succeeded'", bind)
+            return "succeeded"
+        changed = 0
+        try:
+            if failed is not None and batch.keys:
+                set_aside(bind, walk, batch, {0: failed})
+            elif batch.keys:
+                columns, failures = computed(walk, batch.texts)
+                set_aside(bind, walk, batch, failures)
+                changed = write_batch(bind, walk, batch, columns, failures)
+        except (DBAPIError, ValueError) as error:
+            if isinstance(error, DBAPIError) and (sqlstate(error) or "22")[:2] not in ROW_STATES:
+                raise
+            raise RowsFailedError(batch.scanned) from error
+        if changed:
+            own = f"'{revision}', {quoted(walk.step)}, pg_current_xact_id()::text::bigint"
+            execute(f"INSERT INTO datamig.own_transaction VALUES ({own})", bind)
+        rows = next_transform_rows(rows, time.monotonic() - started)
+        set_part(
+            walk,
+            part,
+            f"cursor = {quoted(batch.last)}, scanned = scanned + {batch.scanned},"
+            f" changed = changed + {changed}, batches = batches + 1, batch_rows = {rows}",
+            bind,
+        )
+    return "running"
+
+
+def set_part(walk: Walk, part: int, changes: str, bind: Any = None) -> None:
+    """Change the row of a part in datamig.run."""
+    execute(f"UPDATE datamig.run SET {changes} WHERE {this_run(walk.step, part)}", bind)
+
+
+def next_transform_rows(rows: int, seconds: float) -> int:
+    """Rows of the next batch, toward TRANSFORM_SECONDS: at most twice as many, down at once."""
+    return max(10, int(rows * min(2.0, TRANSFORM_SECONDS / max(seconds, 0.001))))
+
+
+class Batch(NamedTuple):
+    """Rows of one batch, as they were read."""
+
+    scanned: int
+    after: str | None  # keys as SQL: the rows lie behind this one
+    last: str  # and not behind this one
+    keys: list[str]  # of the rows that are meant
+    versions: Mapping[str, str]  # system columns that tell a row's version, as arrays
+    texts: list[list[str | None]]  # one list for each argument
+
+
+def read_batch(bind: Any, walk: Walk, after: str | None, stop: str | None, rows: int) -> Batch:
+    """Read the rows behind a key, of those that are meant what the function needs."""
+    key = f"concat_ws(', ', {', '.join(f'quote_literal({part})' for part in walk.key)})"
+    identity = ["ctid", "xmin", *(["tableoid"] if walk.has_children else [])]
+    texts = [f"datamig_{number}" for number in range(len(walk.reads))]
+    values = "".join(
+        f", CASE WHEN {walk.where} THEN {text_expression(*read)} END AS {name}"
+        for name, read in zip(texts, walk.reads, strict=True)
+    )
+    meant = "FILTER (WHERE datamig_meant)"
+    gathered = [f"array_agg({name}) {meant}::text" for name in identity]
+    gathered += [f"to_json(array_agg({name}) {meant})::text" for name in ("datamig_key", *texts)]
+    row = execute(
+        f"SELECT count(*), (array_agg(datamig_key))[count(*)], {', '.join(gathered)}"
+        f" FROM (SELECT {', '.join(identity)}, {key} AS datamig_key,"
+        f" ({walk.where}) AS datamig_meant{values}"
+        f" FROM {walk.table} WHERE {in_range(walk, after, stop)}"
+        f" ORDER BY {', '.join(walk.key)} LIMIT {rows}) AS batch",
+        bind,
+    ).one()
+    keys, *columns = (json.loads(text or "[]") for text in row[2 + len(identity) :])
+    versions = dict(zip(identity, row[2:], strict=False))
+    return Batch(row[0], after, row[1], keys, versions, columns)
+
+
+def in_range(walk: Walk, after: str | None, last: str | None, alias: str = "") -> str:
+    """Condition: the key lies behind the one and not behind the other."""
+    keys = ", ".join(f"{alias}{part}" for part in walk.key)
+    conditions = [f"({keys}) > ({after})"] if after else []
+    conditions += [f"({keys}) <= ({last})"] if last else []
+    return " AND ".join(conditions) or "TRUE"
+
+
+def write_batch(
+    bind: Any,
+    walk: Walk,
+    batch: Batch,
+    columns: Sequence[Sequence[str | None]],
+    failures: Mapping[int, BaseException],
+) -> int:
+    """Write what was computed where a row is still what was read; gives the rows that changed."""
+    values = dict(batch.versions)
+    sources = [f"CAST(CAST(\x01{name} AS text) AS {IDENTITY[name]}[])" for name in values]
+    same = " AND ".join(f"target.{name} = new.{name}_read" for name in values)
+    listed = [*(f"{name}_read" for name in values), *(f"w{n}" for n in range(len(columns)))]
+    for number, column in enumerate(columns):
+        texts = dict(zip("wsn", as_one_text(column), strict=True))
+        values |= {f"{mark}{number}": text for mark, text in texts.items()}
+        marks = (f"CAST(\x01{mark}{number} AS text)" for mark in texts)
+        sources.append(f"string_to_array({', '.join(marks)})")
+    new = {column: f"new.w{n}::{kind.sql}" for n, (column, kind) in enumerate(walk.writes)}
+    # Their texts tell more apart than "=" does: citext, box, 1.0 and 1.00; and json has no "=".
+    differs = " OR ".join(
+        f'target.{column}::text COLLATE "C" IS DISTINCT FROM ({value})::text'
+        for column, value in new.items()
+    )
+    without = "".join(f" AND new.number <> {number + 1}" for number in failures)
+    statement = (
+        f"UPDATE {walk.table} AS target"
+        f" SET {', '.join(f'{column} = {value}' for column, value in new.items())}"
+        f" FROM unnest({', '.join(sources)}) WITH ORDINALITY AS new({', '.join(listed)}, number)"
+        f" WHERE {in_range(walk, batch.after, batch.last, 'target.')} AND {same}{without}"
+        f" AND ({differs})"
+    )
+    # A colon of the statement is one; only the marks are parameters.
+    text = sa.text(statement.replace(":", r"\:").replace("\x01", ":"))
+    return (bind or op.get_bind()).execute(text, values).rowcount
+
+
+# System columns that tell a version of a row from any other, and their types.
+IDENTITY = {
+    "ctid": "tid",
+    "xmin": "xid",
+    "tableoid": "oid",  # where rows lie in several tables
+}
+
+# Classes of SQLSTATE that are about a row: data, constraint, a view's check, too large, RAISE.
+ROW_STATES = {
+    *("22", "23", "44", "54", "P0"),
+}
+
+
+def as_one_text(column: Sequence[str | None]) -> tuple[str, str, str]:
+    """The values in one text for string_to_array(), with a separator and a NULL that none has."""
+    separator, null = "\x1f", "\x1e"
+    together = "".join(value for value in column if value is not None)
+    while separator in together:
+        separator += uuid.uuid4().hex  # begins with what does not come again in it
+    while null in together:
+        null += uuid.uuid4().hex
+    # The end keeps an only value that is empty from making an empty array.
+    return separator.join([*(null if v is None else v for v in column), null]), separator, null
+
+
+def set_aside(bind: Any, walk: Walk, batch: Batch, failures: Mapping[int, BaseException]) -> None:
+    """Put the rows that failed into datamig.quarantine; or stop, naming the first of them."""
+    for number, error in failures.items():
+        key, reason = batch.keys[number], in_words(error)
+        row = f"{walk.table}, ({', '.join(walk.key)}) = ({key})"
+        if walk.quarantine_rows is None:
+            raise RuntimeError(
+                f"{revision} stopped at {row}: {reason}; repair the row or the function and run"
+                " Alembic again, it goes on here"
+            ) from error
+        log.warning("%s: set aside %s: %s", walk.step, row, reason)
+        state = sqlstate(error) if isinstance(error, DBAPIError) else ""
+        values = (revision, walk.step, walk.table, key, state, reason.replace("\0", "?"))
+        # One after the other, so that each counts what all set aside.
+        execute(f"SELECT pg_advisory_xact_lock(hashtext('{revision} aside'))", bind)
+        execute(
+            f"INSERT INTO datamig.quarantine VALUES ({', '.join(map(quoted, values))})"
+            " ON CONFLICT DO NOTHING",
+            bind,
+        )
+        query = f"SELECT count(*) FROM datamig.quarantine WHERE {this_step(walk.step)}"
+        aside = execute(query, bind).scalar_one()
+        if aside > walk.quarantine_rows:
+            raise RuntimeError(
+                f"{revision} gave up: {aside} rows of {walk.table} would be set aside, more than"
+                f" {walk.quarantine_rows}, the last because {reason}"
+            )
+
+
+def in_words(error: BaseException) -> str:
+    """What an error says, on one line."""
+    said = str(getattr(error, "orig", None) or error).strip()
+    return said.splitlines()[0] if said else type(error).__name__

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any, cast
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql.base import PGCompiler, PGDialect, PGIdentifierPreparer
+from sqlalchemy.exc import CompileError
 
 from datamig_nb.errors import MigrationError
 
@@ -28,6 +34,20 @@ _KEYWORDS = frozenset(
     xmltable
     """.split()
 )
+# What may hide a name: literals (with E'' escapes), dollar quotes, comments; then the names.
+TOKENS = re.compile(
+    r"""
+      (?:\b[eE]'(?:[^'\\]|\\.|'')*')
+    | '(?:[^']|'')*'
+    | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$
+    | --[^\n]*
+    | /\*.*?\*/
+    | "(?P<quoted>(?:[^"]|"")+)"
+    | (?P<plain>[^\W\d][\w$]*)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
 _PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
 _PART = re.compile(r'"((?:[^"]|"")+)"|([^".]+)')
 
@@ -48,6 +68,41 @@ def literal(value: str | int | bool | None) -> str:
     if isinstance(value, int):
         return str(value)
     return "'" + value.replace("'", "''") + "'"
+
+
+class _Preparer(PGIdentifierPreparer):
+    """Quotes as :func:`quote` does, so that a file has one manner: SQLAlchemy knows fewer words."""
+
+    def _requires_quotes(self, value: str) -> bool:
+        return quote(value) != value
+
+
+class _Compiler(PGCompiler):
+    """Refuses a value that was never given, where SQLAlchemy writes NULL.
+
+    ``sa.text("note <> ':y'")`` has one: what looks like a literal is a parameter.
+    """
+
+    def render_literal_bindparam(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, bindparam: sa.BindParameter[Any], **kw: Any
+    ) -> str:
+        if bindparam.required:
+            raise CompileError(
+                rf"there is no value for :{bindparam.key}; a colon that is none of SQLAlchemy's is"
+                r" written as '\:'"
+            )
+        return cast("str", super().render_literal_bindparam(bindparam, **kw))
+
+
+def sqlalchemy_dialect() -> PGDialect:
+    """The dialect that lets SQLAlchemy write the text that PostgreSQL reads."""
+    # paramstyle "named" leaves % alone, which other styles double.
+    dialect = postgresql.dialect(paramstyle="named")
+    dialect.identifier_preparer = _Preparer(dialect)
+    dialect.statement_compiler = _Compiler
+    # SQLAlchemy 2.0 doubles backslashes until it has asked a server whether it should.
+    dialect._backslash_escapes = False  # pyright: ignore[reportPrivateUsage]
+    return dialect
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,14 @@ from sqlalchemy.exc import ProgrammingError
 
 from datamig_nb import preview_sql
 from datamig_nb.catalog import Catalog, read_catalog
+from datamig_nb.checks import RowCheck
 from datamig_nb.database import STATEMENT_TIMEOUT_SECONDS, Database, Table, explained, run
 from datamig_nb.display import Shown, visible
 from datamig_nb.errors import QueryError
-from datamig_nb.migration import Backfill, Migration, RowCheck, describe, expression_text
+from datamig_nb.expressions import expression_text
+from datamig_nb.migration import Migration, describe
 from datamig_nb.names import TableName, literal, quote
+from datamig_nb.steps import Backfill
 from datamig_nb.validate import KEYS_SHOWN
 
 #: Pairs of old and new values that a value map holds at most; it says when there are more.
@@ -394,9 +397,10 @@ def _of_migration(migration: Migration, name: TableName) -> list[_Condition]:
                         "change the expression or the constraint",
                     )
                 )
-            case ops.AlterColumnOp(table_name=table, schema=schema, column_name=column) if (
-                TableName(schema, table) == name and (name, column) not in known
-            ):  # else a check before the first write has counted them
+            case ops.AlterColumnOp(
+                table_name=table, schema=schema, column_name=column, modify_nullable=False
+            ) if TableName(schema, table) == name and (name, column) not in known:
+                # else a check before the first write has counted them
                 found.append(
                     _Condition(
                         f"{quote(column)} IS NULL",

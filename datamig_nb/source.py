@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from datamig_nb import inlined, inlined_rows, inlined_run, inlined_transform, inlined_values
+from datamig_nb import inlined, inlined_rows, inlined_transform, inlined_values
 
 WIDTH = 100
 
@@ -19,7 +19,7 @@ WIDTH = 100
 _OWN = {"revision"}
 
 #: Modules whose functions are copied, in the order in which a reader meets them.
-INLINED = (inlined, inlined_transform, inlined_rows, inlined_run, inlined_values)
+INLINED = (inlined, inlined_transform, inlined_rows, inlined_values)
 
 
 def call(code: str, indent: int, before: int = 0) -> str:
@@ -103,6 +103,9 @@ def _laid_out(node: ast.expr, indent: int, before: int, after: int = 0) -> str:
             items = [("", element) for element in elements]
         case _:
             return line
+    together = ", ".join(f"{name}{_one_line(value)}" for name, value in items)
+    if len(inner) + len(together) <= WIDTH and line[0] not in "([":
+        return f"{opened}\n{inner}{together}\n{' ' * indent}{closed}"
     listed = "".join(
         f"{inner}{name}{_laid_out(value, indent + 4, len(name), 1)},\n" for name, value in items
     )

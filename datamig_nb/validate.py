@@ -10,11 +10,12 @@ from typing import Any
 import pandas as pd
 import sqlalchemy as sa
 
-from datamig_nb import sql
+from datamig_nb import statements
+from datamig_nb.checks import Check, RowCheck
 from datamig_nb.database import STATEMENT_TIMEOUT_SECONDS, Database, read_table, run
 from datamig_nb.display import Shown
 from datamig_nb.errors import MigrationError
-from datamig_nb.migration import Check, Migration, RowCheck, added_columns
+from datamig_nb.migration import Migration, added_columns
 from datamig_nb.names import TableName
 
 #: How many failing rows a report names for each check.
@@ -132,7 +133,7 @@ def _counts(connection: sa.Connection, checks: Sequence[Check]) -> dict[int, int
             together[check.table].append((number, check))
     counts: dict[int, int] = {}
     for group in together.values():
-        row = run(connection, sql.count_failing([check for _, check in group])).one()
+        row = run(connection, statements.count_failing([check for _, check in group])).one()
         counts.update(zip((number for number, _ in group), row, strict=True))
     return counts
 
@@ -145,7 +146,9 @@ def _result(
 ) -> CheckResult:
     if counted == 0:
         return CheckResult(name=check.name, failing_rows=0, key_columns=(), keys=())
-    failing = sql.failing_rows(check, keys[check.table] if isinstance(check, RowCheck) else ())
+    failing = statements.failing_rows(
+        check, keys[check.table] if isinstance(check, RowCheck) else ()
+    )
     found = run(connection, f"SELECT * FROM (\n{failing}\n) AS failing LIMIT {KEYS_SHOWN}")
     columns, rows = tuple(found.keys()), found.all()
     if counted is None:

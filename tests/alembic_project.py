@@ -142,7 +142,7 @@ class Running:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._file("code").exists():
+        if not self.ended:
             self.kill(signal.SIGKILL)
             self.end()
 
@@ -150,10 +150,20 @@ class Running:
         """Send it a signal."""
         os.kill(int(_awaited(self._file("pid"), 10)), number)
 
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        return self._file("code").exists()
+
+    @property
+    def log(self) -> str:
+        """What it wrote so far."""
+        return self._file("log").read_text(encoding="utf-8")
+
     def end(self, seconds: float = 120) -> Outcome:
         """Wait for its end."""
         code = int(_awaited(self._file("code"), seconds))
-        return Outcome(code=code, log=self._file("log").read_text(encoding="utf-8"))
+        return Outcome(code=code, log=self.log)
 
     def _file(self, kind: str) -> Path:
         return self.place.with_suffix(f".{kind}")
@@ -208,12 +218,15 @@ class AlembicProject:
         return running
 
 
-def make_project(directory: Path) -> AlembicProject:
-    """``alembic init alembic`` in a new directory, then env.py edited, as each user must."""
+def make_project(directory: Path, template: str = "generic") -> AlembicProject:
+    """``alembic init alembic`` in a new directory, then env.py edited, as each user must.
+
+    The other template is "async", for an env.py with an asynchronous driver.
+    """
     directory.mkdir()
     project = AlembicProject(directory=directory)
     with contextlib.redirect_stdout(io.StringIO()):  # Alembic says "Creating …"
-        command.init(Config(project.ini), str(directory / "alembic"))
+        command.init(Config(project.ini), str(directory / "alembic"), template)
     text = project.env.read_text(encoding="utf-8")
     text = _replaced(text, "config = context.config\n", f"config = context.config\n{_URL}")
     text = _replaced(

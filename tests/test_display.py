@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamig_nb import display
-from datamig_nb.display import Shown, renders, to_html, visible
+from datamig_nb.display import Shown, lasting, renders, to_html, visible
 
 few = settings(max_examples=100, derandomize=True, deadline=None, database=None)
 
@@ -82,3 +82,22 @@ def test_visible_text_keeps_every_character_in_its_place(text: str) -> None:
     assert "".join(marks.get(c, c) for c in shown) == text.replace("\u202f", "\u00a0")
     assert shown == shown.strip()
     assert "  " not in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"),
+        (0.44, "0.4 s"),
+        (9.9, "9.9 s"),
+        (44.6, "44 s"),
+        (60, "1 min"),
+        (150, "2 min 30 s"),
+        (7_230, "2 h"),
+        (7_500, "2 h 5 min"),
+        (90_000, "1 d 1 h"),
+        (8_640_000, "100 d"),
+    ],
+)
+def test_a_time_is_told_in_two_units_at_most(seconds: float, text: str) -> None:
+    assert lasting(seconds) == text

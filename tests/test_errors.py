@@ -27,8 +27,8 @@ from datamig_nb.errors import (
     UnknownColumnError,
     UnknownTableError,
 )
-from datamig_nb.migration import Backfill
 from datamig_nb.server import ensure_server
+from datamig_nb.steps import Backfill
 from tests.scratch import query, session
 from tests.second_server import running
 
@@ -239,7 +239,7 @@ CASES: tuple[Case, ...] = (
     ),
     (
         "render, no key",
-        by("postgres", lambda db: dm.render(db, filled("what", "players.visit"))),
+        by("postgres", lambda db: dm.render(db, filled("coalesce(n, what)", "players.visit"))),
         MissingKeyError,
         "table 'players.visit' has no primary key and no unique index over NOT NULL columns, so"
         " batches cannot resume; add one, for example with CREATE UNIQUE INDEX CONCURRENTLY",

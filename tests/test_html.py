@@ -12,17 +12,11 @@ import pytest
 import sqlalchemy as sa
 
 from datamig_nb import display, html
+from datamig_nb.checks import check, no_nulls
 from datamig_nb.display import Shown, to_html
 from datamig_nb.export import Export
-from datamig_nb.migration import (
-    Migration,
-    add_column,
-    backfill,
-    check,
-    create_enum,
-    keep_in_step,
-    no_nulls,
-)
+from datamig_nb.migration import Migration
+from datamig_nb.operations import add_column, create_enum
 from datamig_nb.preview import BackfillPreview, Hazard, MapRow, Preview, SampleRow
 from datamig_nb.profile import (
     Alert,
@@ -34,7 +28,10 @@ from datamig_nb.profile import (
 )
 from datamig_nb.rehearse import Rehearsal, Stage
 from datamig_nb.render import Revision
+from datamig_nb.set_aside import SetAside
+from datamig_nb.steps import backfill, keep_in_step
 from datamig_nb.validate import CheckResult, ValidationReport
+from datamig_nb.watch import Runs, RunState
 
 #: A name, a value or a piece of SQL that would be markup, an attribute or a template's code.
 HOSTILE = "<script>alert('1')</script>\" onclick=\"x & ${1+1} <% y %>"
@@ -201,7 +198,42 @@ PROFILE = TableProfile(
 
 EXPORT = Export(revision=REVISION, path=Path("/home/ada/project/versions/0123_<b>split</b>.py"))
 
-VALUES = (MIGRATION, PROFILE, PREVIEW, REVISION, REHEARSAL, EXPORT, REPORT)
+RUN = RunState(
+    revision=HOSTILE,
+    step=HOSTILE,
+    part=1,
+    status="running",
+    total=1_000,
+    scanned=250,
+    changed=100,
+    batches=5,
+    seconds=50.0,
+    heartbeat_age_seconds=2.5,
+    note=HOSTILE,
+    error=HOSTILE,
+)
+
+RUNS = Runs(
+    states=(
+        RUN,
+        replace(RUN, part=2, status="paused", total=None, note=None),
+        replace(RUN, revision="0123456789ab", step="", status="succeeded", note=None, error=None),
+        replace(RUN, revision="0123456789ab", status=HOSTILE),
+    )
+)
+
+SET_ASIDE = SetAside(
+    revision=HOSTILE,
+    what="in quarantine",
+    count=2_000,
+    columns=("relation", "key", HOSTILE),
+    rows=((HOSTILE, "1", None), ("players.player", HOSTILE, HOSTILE)),
+)
+
+VALUES = (
+    *(MIGRATION, PROFILE, PREVIEW, REVISION, REHEARSAL, EXPORT, REPORT),
+    *(RUNS, SET_ASIDE),
+)
 
 each_value = pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 
@@ -503,7 +535,62 @@ WHOLE = """\
 """
 
 
+def test_runs_say_how_far_they_are_in_words() -> None:
+    fill = replace(RUN, revision="aaa", step="fill", note=None, error=None)
+    states = (
+        replace(fill, step="", total=None, scanned=0, changed=0, batches=0),
+        fill,
+        replace(fill, part=2, status="paused", error="value  too long"),
+        replace(fill, revision="bbb", status="succeeded", scanned=1_000, note="by id"),
+    )
+
+    text = words(shown(Runs(states=states)))
+
+    assert text == (
+        "Runs: 2 running, 1 paused, 1 succeeded"
+        f" Revision aaa {HEADS} → running as a whole 2.5 s ago"
+        " → running fill 250 100 5 5 2 min 30 s 2.5 s ago"
+        " = paused fill, part 2 250 100 5 5 2.5 s ago value ·· too long"
+        f" Revision bbb {HEADS} ✓ succeeded fill 1,000 100 5 20 by id"
+    )
+
+
+HEADS = (
+    "status step done scanned changed batches rows a second time left last heard of what it says"
+)
+
+
+def test_shares_of_runs_are_bars_that_say_in_words_what_they_show() -> None:
+    states = (RUN, replace(RUN, total=None), replace(RUN, status="succeeded"))
+
+    bars = [b for b in parsed(shown(Runs(states=states))).iter() if b.get("role") == "img"]
+
+    assert [bar.get("aria-label") for bar in bars] == ["25% done", "100% done"]
+    assert [bar[0].get("style") for bar in bars] == ["width:25.0%", "width:100.0%"]
+
+
+def test_rows_set_aside_are_shown_with_how_many_there_are() -> None:
+    text = words(shown(replace(SET_ASIDE, revision="aaa")))
+
+    assert text.startswith("Rows in quarantine 2,000 rows of revision aaa By table and key")
+    assert text.endswith("and 1,998 more rows")
+    assert words(shown(replace(SET_ASIDE, revision="aaa", count=0, rows=()))) == (
+        "Rows in quarantine 0 rows of revision aaa"
+    )
+
+
 # ---------------------------------------------------------------- size
+
+
+@pytest.mark.parametrize("value", [RUNS, SET_ASIDE], ids=["runs", "set aside"])
+def test_a_list_of_thousands_is_small(value: Runs | SetAside) -> None:
+    if isinstance(value, Runs):
+        value = Runs(states=(replace(RUN, error="x" * 5_000),) * 2_000)
+    else:
+        value = replace(value, count=5_000, rows=(("y" * 3_000,) * 3,) * 1_000)
+
+    assert len(shown(value).encode()) < 60_000
+    assert re.search("and [0-9,]+ more (step|row)s", words(shown(value)))
 
 
 def test_a_report_of_200_checks_is_small_and_complete() -> None:

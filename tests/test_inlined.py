@@ -23,24 +23,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamig_nb import inlined
+from datamig_nb.checks import check
 from datamig_nb.database import Database
-from datamig_nb.migration import (
-    Migration,
-    Step,
-    add_column,
-    backfill,
-    check,
-    create_check_constraint,
-)
+from datamig_nb.migration import Migration, Step
 from datamig_nb.names import TableName
+from datamig_nb.operations import add_column, create_check_constraint
 from datamig_nb.patterns import map_values
 from datamig_nb.render import Revision, render
+from datamig_nb.steps import backfill
 from tests.alembic_project import PRELOADED, AlembicProject, Outcome, make_project
 from tests.scratch import query, session
 
 #: Rows of the table ``item``, and of a batch where batches are small.
 ROWS, BATCH = 3_000, 20
-SMALL = {"FIRST_BATCH_ROWS": BATCH, "MOST_BATCH_ROWS": BATCH}
+SMALL = {
+    "FIRST_BATCH_ROWS": BATCH,
+    "LEAST_BATCH_ROWS": BATCH,
+    "MOST_BATCH_ROWS": BATCH,
+    "STRETCH_SECONDS": 0,
+}
 IMPATIENT = {"LOCK_TIMEOUT": "100ms", "ATTEMPTS": 3}
 
 # With all that a driver could take for a parameter.
@@ -79,7 +80,7 @@ def walks(database: Database) -> list[Any]:
     """Status, rows scanned, rows changed and batches of each walk."""
     return query(
         database,
-        "SELECT status, scanned, changed, batches FROM datamig.run WHERE step <> '' ORDER BY step",
+        "SELECT status, scanned, changed, batches FROM datamig.run WHERE part > 0 ORDER BY step",
     )
 
 
@@ -259,7 +260,10 @@ def test_killed_before_each_statement_in_turn_it_arrives_up_and_down(
     )
     known = create_check_constraint("known", "shop", "status IS NOT NULL")
     migration = Migration("map the states", *statuses.steps, known)
-    project.add(render(database, migration), {"FIRST_BATCH_ROWS": 30, "MOST_BATCH_ROWS": 30})
+    project.add(
+        render(database, migration),
+        {**SMALL, "FIRST_BATCH_ROWS": 30, "LEAST_BATCH_ROWS": 30, "MOST_BATCH_ROWS": 30},
+    )
     ok(project.alembic(undisturbed, "upgrade", "head"))
 
     runs_up = die_before_each_statement(database, project, "upgrade", "head")
@@ -297,8 +301,8 @@ NO_LONG_NOTE = check("no item larger than 400", "SELECT id, size, id FROM item W
         ),
         (
             create_check_constraint("not_large", "item", "size <= 400"),
-            "{id} stopped, for rows break not_large; find them with SELECT * FROM item"
-            " WHERE NOT (size <= 400), repair them and run Alembic again, it goes on here",
+            "{id} stopped, for it requires: every row of item meets not_large; 1 rows fail, the"
+            " first (7); repair them and run Alembic again, it goes on here",
         ),
     ],
     ids=["check", "constraint"],
@@ -421,7 +425,7 @@ def test_every_row_is_visited_once_whatever_its_key(
         visit.append(add_column(name.name, column, schema=name.schema))
         visit.append(backfill(table, {"visit": "nextval('visits')"}))
     revision = render(database, Migration("visit every row", *visit))
-    project.add(revision, {"FIRST_BATCH_ROWS": 7, "MOST_BATCH_ROWS": 7})
+    project.add(revision, {"FIRST_BATCH_ROWS": 7, "LEAST_BATCH_ROWS": 7, "MOST_BATCH_ROWS": 7})
 
     ok(project.alembic(database, "upgrade", "head"))
 
@@ -598,20 +602,6 @@ def test_a_transaction_that_env_py_opened_is_refused(
     assert query(items, "SELECT * FROM item LIMIT 1") == [(-3997, "%1")]
 
 
-@pytest.mark.parametrize("direction", ["upgrade", "downgrade"])
-def test_sql_mode_is_refused(items: Database, project: AlembicProject, direction: str) -> None:
-    revision = sized(items)
-    project.add(revision)
-    target = "head" if direction == "upgrade" else f"{revision.id}:base"
-
-    refused = project.alembic(items, direction, target, "--sql")
-
-    assert refused.code == 1
-    assert refused.sentence == (
-        f"{revision.id} works in batches that it measures; run it without --sql"
-    )
-
-
 @pytest.mark.parametrize("per_migration", ["yes", "no"])
 def test_the_revision_before_it_stays_whether_each_has_a_transaction_or_not(
     make_database: Callable[[str], Database], project: AlembicProject, per_migration: str
@@ -647,53 +637,72 @@ def test_the_revision_before_it_stays_whether_each_has_a_transaction_or_not(
 # ---------------------------------------------------------------- the size of batches
 
 
-ANY_ROWS = st.integers(100, inlined.MOST_BATCH_ROWS)
+LEAST, MOST = inlined.LEAST_BATCH_ROWS, inlined.MOST_BATCH_ROWS
+ANY_ROWS = st.integers(LEAST, MOST)
 ANY_SECONDS = st.floats(0, 1e6)
 
 
-@settings(deadline=None)
-@given(ANY_ROWS, ANY_SECONDS)
-def test_batches_stay_within_their_bounds(rows: int, seconds: float) -> None:
-    assert 100 <= inlined.next_batch_rows(rows, seconds) <= inlined.MOST_BATCH_ROWS
+@pytest.fixture(scope="module")
+def asking(samples: Database) -> Generator[psycopg.Connection[Any]]:
+    with session(samples) as connection:
+        yield connection
+
+
+def next_rows(asking: psycopg.Connection[Any], rows: int, seconds: float, busy: bool) -> int:
+    """Let PostgreSQL answer, as the batches do."""
+    given = "(SELECT %s::bigint AS batch_rows, %s::float8 AS seconds, %s::boolean AS busy) AS given"
+    answer = asking.execute(
+        f"SELECT {inlined.NEXT_BATCH_ROWS} FROM {given}".encode(), (rows, seconds, busy)
+    ).fetchone()
+    assert answer is not None
+    return int(answer[0])
 
 
 @settings(deadline=None)
-@given(ANY_ROWS, ANY_SECONDS)
-def test_batches_grow_at_most_by_half(rows: int, seconds: float) -> None:
-    assert inlined.next_batch_rows(rows, seconds) <= rows * 1.5
-
-
-@settings(deadline=None)
-@given(ANY_ROWS, ANY_SECONDS, ANY_SECONDS)
-def test_a_slower_batch_is_never_followed_by_a_larger_one(
-    rows: int, seconds: float, more: float
+@given(ANY_ROWS, ANY_SECONDS, st.booleans())
+def test_batches_stay_within_their_bounds_and_grow_at_most_by_half(
+    asking: psycopg.Connection[Any], rows: int, seconds: float, busy: bool
 ) -> None:
-    slower = inlined.next_batch_rows(rows, seconds + more)
+    after = next_rows(asking, rows, seconds, busy)
 
-    assert slower <= inlined.next_batch_rows(rows, seconds)
+    assert LEAST <= after <= min(MOST, rows * 1.5 + 1)
 
 
 @settings(deadline=None)
-@given(st.integers(1_000, inlined.MOST_BATCH_ROWS), st.floats(1, 10))
-def test_a_batch_that_took_too_long_shrinks_at_once(rows: int, times: float) -> None:
-    after = inlined.next_batch_rows(rows, times * inlined.BATCH_SECONDS)
+@given(ANY_ROWS, ANY_SECONDS, ANY_SECONDS, st.booleans())
+def test_a_slower_batch_is_never_followed_by_a_larger_one(
+    asking: psycopg.Connection[Any], rows: int, seconds: float, more: float, busy: bool
+) -> None:
+    slower = next_rows(asking, rows, seconds + more, busy)
 
-    assert after == int(rows / times) or after in (100, int(rows / times) + 1)
+    assert slower <= next_rows(asking, rows, seconds, busy)
 
 
-def test_batches_come_to_the_wanted_time_in_a_few_steps() -> None:
-    """Rows that cost 0.1 ms, then 2 ms since others write, then 0.1 ms again."""
-    rows, sizes = inlined.FIRST_BATCH_ROWS, []
-    for milliseconds in [0.1] * 8 + [2.0] * 2 + [0.1] * 10:
-        rows = inlined.next_batch_rows(rows, rows * milliseconds / 1000)
+@settings(deadline=None)
+@given(ANY_ROWS, ANY_SECONDS)
+def test_batches_are_never_larger_while_others_write(
+    asking: psycopg.Connection[Any], rows: int, seconds: float
+) -> None:
+    assert next_rows(asking, rows, seconds, True) <= next_rows(asking, rows, seconds, False)
+
+
+@settings(deadline=None)
+@given(st.integers(1_000, MOST), st.floats(1, 10))
+def test_a_batch_that_took_too_long_shrinks_at_once(
+    asking: psycopg.Connection[Any], rows: int, times: float
+) -> None:
+    after = next_rows(asking, rows, times * inlined.ALONE_SECONDS, False)
+
+    assert abs(after - rows / times) <= 0.5 or after == LEAST
+
+
+def test_batches_come_to_the_wanted_time_in_a_few_steps(asking: psycopg.Connection[Any]) -> None:
+    """Rows that cost 0.1 ms, then 0.2 ms and others write, then 0.1 ms and nobody does."""
+    rows, sizes = inlined.FIRST_BATCH_ROWS, list[int]()
+    for milliseconds, busy in [(0.1, False)] * 8 + [(0.2, True)] * 2 + [(0.1, False)] * 10:
+        rows = next_rows(asking, rows, rows * milliseconds / 1000, busy)
         sizes.append(rows)
 
     assert sizes[:5] == [3000, 4500, 5000, 5000, 5000]
-    assert sizes[8:11] == [250, 250, 375]
+    assert sizes[8:11] == [100, 100, 150]
     assert sizes[-1] == 5000
-
-
-def test_the_most_rows_of_a_batch_is_obeyed_however_low(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inlined, "MOST_BATCH_ROWS", 7)
-
-    assert [inlined.next_batch_rows(7, seconds) for seconds in (0, 9)] == [7, 7]

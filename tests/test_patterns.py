@@ -10,9 +10,10 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datamig_nb.checks import RowCheck
 from datamig_nb.database import Database, run
 from datamig_nb.errors import MigrationError
-from datamig_nb.migration import Migration, RowCheck
+from datamig_nb.migration import Migration
 from datamig_nb.names import literal
 from datamig_nb.patterns import map_values, split_column
 

@@ -10,22 +10,14 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from datamig_nb.checks import check, no_nulls, rows_check
 from datamig_nb.database import Database, connect
 from datamig_nb.errors import QueryError
-from datamig_nb.migration import (
-    Migration,
-    Step,
-    add_column,
-    alter_column,
-    backfill,
-    check,
-    create_check_constraint,
-    create_enum,
-    no_nulls,
-    rows_check,
-)
+from datamig_nb.migration import Migration, Step
+from datamig_nb.operations import add_column, alter_column, create_check_constraint, create_enum
 from datamig_nb.patterns import map_values, split_column
 from datamig_nb.preview import MAP_ROWS, Hazard, MapRow, Preview, preview
+from datamig_nb.steps import backfill
 from datamig_nb.validate import KEYS_SHOWN
 from tests.scratch import query
 from tests.second_server import DEBIANS, running

@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from datamig_nb.checks import rows_check
 from datamig_nb.clone import PREFIX
 from datamig_nb.database import Database
 from datamig_nb.errors import PermissionDeniedError
-from datamig_nb.migration import Migration, Step, add_column, backfill, rows_check
+from datamig_nb.migration import Migration, Step
+from datamig_nb.operations import add_column
 from datamig_nb.patterns import split_column
 from datamig_nb.rehearse import Rehearsal, rehearse
 from datamig_nb.render import Revision, render
+from datamig_nb.steps import backfill
 from tests.alembic_project import make_project
 from tests.scratch import query, scratch_database
 
@@ -278,7 +281,10 @@ def test_statement_that_fails_is_told_without_its_traceback(
 
     rehearsal = rehearse(shop, broken)
 
-    assert rehearsal.summary == "FAILED at upgrade: division by zero"
+    assert rehearsal.summary == (
+        f"FAILED at upgrade: {broken.id} stopped: division by zero; run Alembic again, it goes on"
+        " where it was"
+    )
 
 
 def test_file_that_is_no_python_fails_at_upgrade(shop: Database, split: Revision) -> None:

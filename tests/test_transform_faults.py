@@ -61,7 +61,7 @@ def double(cents: int) -> int:
 
 def doubling(**how: object) -> HandWritten:
     """Doing a row twice would show."""
-    what = {"key": ("id",), "reads": ("cents",), "writes": ("cents",), "once": True}
+    what = {"key": ("id",), "reads": ("cents",), "writes": ("cents",)}
     return transform_revision(call("double", "price", double, **what, **how), functions=(double,))
 
 
@@ -156,10 +156,9 @@ def test_a_table_that_is_done_is_not_done_twice(
     project.add(doubling())
     ok(project.alembic(database, "upgrade", "head"))
 
-    query(database, "DELETE FROM alembic_version; UPDATE datamig.run SET cursor = NULL")
-    outcome = ok(project.alembic(database, "upgrade", "head"))
+    query(database, "DELETE FROM alembic_version")
+    ok(project.alembic(database, "upgrade", "head"))
 
-    assert "double: done before, and not to be done twice" in outcome.log
     assert query(database, "SELECT id FROM price WHERE cents <> id * 2") == []
 
 
@@ -278,7 +277,7 @@ def test_rows_that_fail_are_set_aside_up_to_the_limit(
 ) -> None:
     query(large, "UPDATE large SET old = 'bad' WHERE id IN (1, 2, 700, 6000)")
     for limit in (3, 4):
-        line = call("picky", "large", picky, **PICKY, **THREADS, quarantine_limit=limit)
+        line = call("picky", "large", picky, **PICKY, **THREADS, quarantine_rows=limit)
         project.add(transform_revision(line, functions=(picky,)), PARTED)
         outcome = project.alembic(large, "upgrade", "head")
         assert outcome.code == (limit == 3), outcome.log
@@ -310,7 +309,7 @@ def test_values_that_postgresql_refuses_are_found_among_the_others(
         "UPDATE large SET old = 'bad surrogate' WHERE id = 2000;"
         "UPDATE large SET old = 'bad long' WHERE id = 2001",
     )
-    line = call("odd", "large", odd, **PICKY, quarantine_limit=4)
+    line = call("odd", "large", odd, **PICKY, quarantine_rows=4)
     project.add(transform_revision(line, functions=(odd,)))
     use_driver(project, driver)
 
@@ -407,9 +406,8 @@ def test_where_no_more_connections_are_to_be_had_one_does_the_work(
         clerk = f'{url}.replace("//", "//clerk@").replace("postgres@", "")'
         project.env.write_text(text.replace(url, clerk))
 
-        outcome = ok(project.alembic(large, "upgrade", "head"))
+        ok(project.alembic(large, "upgrade", "head"))
     finally:
         query(large, "DROP OWNED BY clerk; DROP ROLE clerk")
 
-    assert "clean: only 0 connections" in outcome.log
     assert query(large, WRONG) == []

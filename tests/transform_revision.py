@@ -1,4 +1,4 @@
-"""Revisions that compute in Python, written by hand until ``render`` writes them."""
+"""Revisions that compute in Python, written by hand around the machinery."""
 
 from __future__ import annotations
 
@@ -12,25 +12,6 @@ from datamig_nb.database import Database
 from datamig_nb.source import machinery
 from tests.scratch import query
 
-#: The tables that the revision's engine makes.
-TABLES = """
-CREATE SCHEMA IF NOT EXISTS datamig;
-CREATE TABLE datamig.run (
-    revision text NOT NULL, step text NOT NULL, part smallint NOT NULL DEFAULT 1,
-    status text NOT NULL DEFAULT 'running', cursor text, stop text, total bigint,
-    scanned bigint NOT NULL DEFAULT 0, changed bigint NOT NULL DEFAULT 0,
-    batches bigint NOT NULL DEFAULT 0, batch_rows integer NOT NULL,
-    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    note text, error text,
-    PRIMARY KEY (revision, step, part)
-);
-CREATE TABLE datamig.quarantine (
-    revision text, step text, relation text, key text, sqlstate text, message text,
-    noted_at timestamptz
-)
-"""
-
 _TEXT = '''"""Compute."""
 
 from __future__ import annotations
@@ -43,8 +24,11 @@ down_revision = None
 
 
 def upgrade() -> None:
+    online_only()
     with own_commits():
+        preflight("upgrade")
 {story}
+        finish()
 
 
 def downgrade() -> None:
@@ -84,7 +68,7 @@ def transform_revision(
 ) -> HandWritten:
     """A revision whose upgrade makes the calls, with the functions pasted in."""
     pasted = [textwrap.dedent(inspect.getsource(function)).strip() for function in functions]
-    parts = machinery("\n".join(("own_commits", *calls)), imports.splitlines())
+    parts = machinery("\n".join(("online_only, own_commits, preflight, finish", *calls)), imports.splitlines())
     text = _TEXT.format(
         imports=parts.imports,
         id="c0ffee",
@@ -97,8 +81,7 @@ def transform_revision(
 
 
 def with_tables(database: Database, *statements: str) -> Database:
-    """The database with datamig's tables, and more statements sent."""
-    query(database, TABLES)
+    """The database after the statements."""
     for statement in statements:
         query(database, statement)
     return database

@@ -1,6 +1,6 @@
 """Map status of guide.user to state.
 
-Revision ID: 6267b1e5d98c
+Revision ID: a84e38a72ab9
 Revises:
 Create Date: (when it was rendered)
 
@@ -25,85 +25,82 @@ Each step and each batch of rows commits by itself, a batch together with its ro
 stopped at any point, the upgrade goes on where it was when Alembic runs again.  No statement waits
 for a lock longer than LOCK_TIMEOUT or holds a strong one while it reads the table.
 
-Written by datamig_nb; needs Alembic 1.16 or newer and PostgreSQL 14 or newer, nothing else.
+Written by datamig_nb; needs Alembic and PostgreSQL 14 or newer, nothing else.
 """
+
+# flake8: noqa: E501
 
 from __future__ import annotations
 
 import logging
 import random
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from threading import Event
+from typing import Any
 
-import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "6267b1e5d98c"
+revision = "a84e38a72ab9"
 down_revision = None
 branch_labels = None
 depends_on = None
 
 LOCK_TIMEOUT = "2s"  # how long a statement may queue for a lock, and others behind it
 ATTEMPTS = 10  # at one step or batch, before giving up
-RETRIED = {"55P03", "40P01", "40001"}  # lock not available, deadlock, serialization failure
 FIRST_BATCH_ROWS = 2_000
+LEAST_BATCH_ROWS = 100
 MOST_BATCH_ROWS = 50_000
-BATCH_SECONDS = 0.5  # what a batch should take: longer ones make writers wait
+ALONE_SECONDS = 0.5  # what a batch should take while nobody else writes to the table
+SHARED_SECONDS = 0.02  # and what while somebody does, who would have to wait for it
+STRETCH_SECONDS = 0.2  # of batches, before the client looks again whether it is still wanted
+PASSES = 6  # of a woven walk over each window of pages
+WINDOW_PAGES = 3_000
 
 
 def upgrade() -> None:
     """Map status of guide.user to state."""
     with own_commits():
         preflight(
-            NO_COLUMN_STATE_YET,
+            "upgrade",
             NO_TYPE_GUIDE_USER_STATE_YET,
+            NO_COLUMN_STATE_OF_GUIDE_USER_YET,
+            NO_CONSTRAINT_DATAMIG_NOT_NULL_STATE_OF_GUIDE,
             EVERY_STATUS_OF_GUIDE_USER_HAS_A_NEW_VALUE,
             NO_STATE_BECOMES_NULL,
+            THIS_SESSION_SEES_EVERY_ROW_AND_HAS_STANDARD,
         )
-        create_enum("guide.user_state", "'active', 'inactive', 'suspended', 'pending', 'unknown'")
-        step(
-            lambda: op.add_column(
-                "user",
-                sa.Column(
-                    "state",
-                    postgresql.ENUM(
-                        "active",
-                        "inactive",
-                        "suspended",
-                        "pending",
-                        "unknown",
-                        name="user_state",
-                        create_type=False,
-                        schema="guide",
-                    ),
-                    nullable=True,
-                ),
-                schema="guide",
-                if_not_exists=True,
-            )
+        step(CREATE_TYPE_GUIDE_USER_STATE_AS_ENUM_ACTIVE)
+        step('ALTER TABLE guide."user" ADD COLUMN IF NOT EXISTS state guide.user_state')
+        step(TRIGGER_FUNCTION)
+        step(TRIGGER)
+        run_batches(
+            "fill state", 'guide."user"', ("id",), FILL_STATE, remaining=STATE_LEFT, woven="id"
         )
-        step(lambda: execute(TRIGGER_FUNCTION))
-        step(lambda: execute(TRIGGER))
-        run_batches("fill state", 'guide."user"', ("id",), FILL_STATE)
         require(STATE_OF_GUIDE_USER_IS_WHAT_THE_MAP_SAYS)
         require(STATE_OF_GUIDE_USER_HOLDS_ONLY_ACTIVE)
         require(STATE_OF_GUIDE_USER_WITHOUT_NULL)
-        set_not_null('guide."user"', "state", "state_not_null")
+        step(ALTER_TABLE_GUIDE_USER_ADD_CONSTRAINT_DATAMIG)
+        step(
+            ALTER_TABLE_GUIDE_USER_VALIDATE_CONSTRAINT,
+            NO_STATE_OF_GUIDE_USER_IS_NULL,
+            undo=ALTER_TABLE_IF_EXISTS_GUIDE_USER_DROP,
+        )
+        step('ALTER TABLE guide."user" ALTER COLUMN state SET NOT NULL')
+        step(ALTER_TABLE_IF_EXISTS_GUIDE_USER_DROP_2)
         finish()
 
 
 def downgrade() -> None:
     """Undo: map status of guide.user to state."""
     with own_commits():
-        require_unedited('guide."user"', ("state",), STATE_NOT_EDITED_SINCE_THE_UPGRADE)
-        step(lambda: execute('DROP TRIGGER IF EXISTS zz_datamig_6267b1e5d98c ON guide."user"'))
-        step(lambda: execute("DROP FUNCTION IF EXISTS datamig.zz_datamig_6267b1e5d98c()"))
-        step(lambda: op.drop_column("user", "state", schema="guide", if_exists=True))
-        step(lambda: execute("DROP TYPE IF EXISTS guide.user_state"))
+        preflight("downgrade", STATE_NOT_EDITED_SINCE_THE_UPGRADE)
+        step('DROP TRIGGER IF EXISTS zz_datamig_a84e38a72ab9 ON guide."user"')
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_a84e38a72ab9()")
+        step('ALTER TABLE IF EXISTS guide."user" DROP COLUMN IF EXISTS state')
+        step("DROP TYPE IF EXISTS guide.user_state")
         forget()
 
 
@@ -117,17 +114,23 @@ STATE = """(CASE
     WHEN status IS NULL OR status = '' THEN 'unknown'
 END)::guide.user_state"""
 
-NO_COLUMN_STATE_YET = """
--- no column state yet
-SELECT attname FROM pg_attribute
- WHERE attrelid = 'guide."user"'::regclass
-   AND attname IN ('state') AND NOT attisdropped
-"""
-
 NO_TYPE_GUIDE_USER_STATE_YET = """
 -- no type guide.user_state yet
 SELECT to_regtype('guide.user_state') AS type
  WHERE to_regtype('guide.user_state') IS NOT NULL
+"""
+
+NO_COLUMN_STATE_OF_GUIDE_USER_YET = """
+-- no column state of guide.user yet
+SELECT attname FROM pg_attribute
+         WHERE attrelid = to_regclass('guide."user"') AND attname = 'state'
+           AND NOT attisdropped
+"""
+
+NO_CONSTRAINT_DATAMIG_NOT_NULL_STATE_OF_GUIDE = """
+-- no constraint datamig_not_null_state of guide.user yet
+SELECT conname FROM pg_constraint
+         WHERE conrelid = to_regclass('guide."user"') AND conname = 'datamig_not_null_state'
 """
 
 EVERY_STATUS_OF_GUIDE_USER_HAS_A_NEW_VALUE = """
@@ -153,8 +156,25 @@ SELECT id FROM guide."user"
  ORDER BY id
 """
 
+THIS_SESSION_SEES_EVERY_ROW_AND_HAS_STANDARD = """
+-- this session sees every row, and has standard_conforming_strings on
+SELECT current_user, current_setting('standard_conforming_strings')
+ WHERE row_security_active('guide."user"')
+    OR current_setting('standard_conforming_strings') <> 'on'
+"""
+
+CREATE_TYPE_GUIDE_USER_STATE_AS_ENUM_ACTIVE = """
+DO $datamig$
+BEGIN
+    IF to_regtype('guide.user_state') IS NULL THEN
+        CREATE TYPE guide.user_state AS ENUM ('active', 'inactive', 'suspended', 'pending', 'unknown');
+    END IF;
+END
+$datamig$
+"""
+
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_6267b1e5d98c() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_a84e38a72ab9() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -173,9 +193,14 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_6267b1e5d98c
+CREATE OR REPLACE TRIGGER zz_datamig_a84e38a72ab9
 BEFORE INSERT OR UPDATE OF status ON guide."user"
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_6267b1e5d98c()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_a84e38a72ab9()
+"""
+
+STATE_LEFT = f"""
+SELECT count(*) FROM guide."user"
+ WHERE state IS NULL AND state IS DISTINCT FROM ({STATE})
 """
 
 FILL_STATE = f"""
@@ -220,6 +245,48 @@ SELECT id FROM guide."user"
  ORDER BY id
 """
 
+ALTER_TABLE_GUIDE_USER_ADD_CONSTRAINT_DATAMIG = """
+DO $datamig$
+BEGIN
+    IF EXISTS (SELECT FROM pg_attribute
+         WHERE attrelid = 'guide."user"'::regclass AND attname = 'state'
+           AND NOT attisdropped AND NOT attnotnull)
+       AND NOT EXISTS (SELECT FROM pg_constraint
+         WHERE conrelid = 'guide."user"'::regclass AND conname = 'datamig_not_null_state') THEN
+        ALTER TABLE guide."user"
+            ADD CONSTRAINT datamig_not_null_state CHECK (state IS NOT NULL) NOT VALID;
+    END IF;
+END
+$datamig$
+"""
+
+ALTER_TABLE_GUIDE_USER_VALIDATE_CONSTRAINT = """
+DO $datamig$
+BEGIN
+    IF EXISTS (SELECT FROM pg_constraint
+         WHERE conrelid = 'guide."user"'::regclass AND conname = 'datamig_not_null_state'
+           AND NOT convalidated) THEN
+        ALTER TABLE guide."user" VALIDATE CONSTRAINT datamig_not_null_state;
+    END IF;
+END
+$datamig$
+"""
+
+NO_STATE_OF_GUIDE_USER_IS_NULL = """
+-- no state of guide.user is NULL
+SELECT id FROM guide."user"
+ WHERE state IS NULL
+ ORDER BY id
+"""
+
+ALTER_TABLE_IF_EXISTS_GUIDE_USER_DROP = """
+ALTER TABLE IF EXISTS guide."user" DROP CONSTRAINT IF EXISTS datamig_not_null_state
+"""
+
+ALTER_TABLE_IF_EXISTS_GUIDE_USER_DROP_2 = """
+ALTER TABLE IF EXISTS guide."user" DROP CONSTRAINT IF EXISTS datamig_not_null_state
+"""
+
 STATE_NOT_EDITED_SINCE_THE_UPGRADE = f"""
 -- state not edited since the upgrade
 SELECT id FROM guide."user"
@@ -232,238 +299,148 @@ SELECT id FROM guide."user"
 # -------- functions
 
 
-Result = TypeVar("Result")
-
-
 # Loggers below this name keep the level and the handler that alembic.ini gives to [logger_alembic].
 log = logging.getLogger("alembic.runtime.migration.datamig")
-
-
-RUN_TABLE = """
-CREATE TABLE IF NOT EXISTS datamig.run (
-    revision     text        NOT NULL,
-    step         text        NOT NULL,
-    status       text        NOT NULL DEFAULT 'running',
-    cursor       text,                                    -- last key done, as SQL literals
-    scanned      bigint      NOT NULL DEFAULT 0,
-    changed      bigint      NOT NULL DEFAULT 0,
-    batches      bigint      NOT NULL DEFAULT 0,
-    batch_rows   integer     NOT NULL,
-    started_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
-    heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (revision, step)
-)
-"""
 
 
 @contextmanager
 def own_commits() -> Generator[None]:
     """Leave Alembic's transaction: from here on each step and each batch commits by itself."""
-    context = op.get_context()
-    if context.as_sql:
-        raise RuntimeError(f"{revision} works in batches that it measures; run it without --sql")
     try:
         with ExitStack() as stack:
             try:
-                stack.enter_context(context.autocommit_block())
+                stack.enter_context(op.get_context().autocommit_block())
             except AssertionError:
                 raise RuntimeError(
                     f"{revision} commits each batch, but env.py opened a transaction before"
                     " context.configure(); let Alembic open it, with context.begin_transaction()"
                 ) from None
-            execute("CREATE SCHEMA IF NOT EXISTS datamig")
-            execute(RUN_TABLE)
+            if op.get_context().as_sql:
+                execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
+                execute("SET client_connection_check_interval = '2s'")  # a killed psql ends the run
+            else:
+                prepare_nothing(op.get_bind())
+            for statement in ("CREATE SCHEMA IF NOT EXISTS datamig", RUN, QUARANTINE):
+                step(statement)
             yield
-    except PendingRollbackError as error:
-        # Alembic could not end its block over a lost connection: tell what made it so.
-        stopped_by = error.__context__
-        if not isinstance(stopped_by, DBAPIError):  # Ctrl-C
-            raise stopped_by or error from None
+            if op.get_context().as_sql:
+                execute("RESET client_connection_check_interval")
+                execute("RESET lock_timeout")
+    except (DBAPIError, PendingRollbackError) as error:
+        # Where the connection is lost, Alembic cannot end its block: tell what made it so.
+        cause = error if isinstance(error, DBAPIError) else error.__context__
+        if not isinstance(cause, DBAPIError):  # Ctrl-C
+            raise cause or error from None
+        reason = str(cause.orig).splitlines()[0]
+        if f"{revision} " in reason:  # said by one of our own statements
+            raise RuntimeError(reason[reason.index(f"{revision} ") :]) from cause
+        lost = "lost its connection" if isinstance(error, PendingRollbackError) else "stopped"
         raise RuntimeError(
-            f"{revision} lost its connection: {str(stopped_by.orig).splitlines()[0]}; run Alembic"
-            " again, it goes on where it was"
-        ) from stopped_by
+            f"{revision} {lost}: {reason}; run Alembic again, it goes on where it was"
+        ) from cause
 
 
-def preflight(*checks: str) -> None:
+def prepare_nothing(bind: Any) -> None:
+    """A pooler may give each transaction another session."""
+    if hasattr(bind.connection.driver_connection, "prepare_threshold"):
+        bind.connection.driver_connection.prepare_threshold = None
+
+
+def preflight(way: str, *checks: str) -> None:
     """Check before the first write; a run that goes on after a stop was checked when it began."""
-    started = execute(f"SELECT 1 FROM datamig.run WHERE revision = '{revision}' AND step = ''")
-    if started.first() is None:
-        for check in checks:
-            require(check)
-        begin("")
+    this = f"(revision, step, part) = ('{revision}', '{way}', 0)"
+    story["done"] = 0
+    for check in checks:
+        require(check, unless=f"SELECT FROM datamig.run WHERE {this}")
+    execute(f"""
+INSERT INTO datamig.run AS run (revision, step, part, pid)
+VALUES ('{revision}', '{way}', 0, pg_backend_pid())
+ON CONFLICT (revision, step, part) DO UPDATE
+   SET pid = excluded.pid, heartbeat_at = excluded.heartbeat_at,
+       status = CASE run.status WHEN 'paused' THEN 'paused' ELSE 'running' END""")
+    done = execute(f"SELECT batches FROM datamig.run WHERE {this}")
+    story.update(this=this, at=0, done=done.scalar_one() if done else 0)
+
+
+# The run's row, this call's place in the story, and that of the last one not to be done again.
+story = dict[str, Any](this="", at=0, done=0)
+
+
+def passed() -> bool:
+    """Whether an earlier run got beyond this call of the story."""
+    story["at"] += 1
+    return story["at"] <= story["done"]
+
+
+def require(check: str, unless: str = "SELECT WHERE FALSE") -> None:
+    """Refuse to go on while the check's query returns rows; its first line says what holds."""
+    if passed():
+        return
+    name = check.strip().splitlines()[0].removeprefix("-- ")
+    message = quoted(
+        f"{revision} stopped, for it requires: {name.replace('%', '%%')}; % rows fail, the first %;"
+        " repair them and run Alembic again, it goes on here"
+    )
+    execute(f"""
+DO $datamig$
+DECLARE
+    failing bigint;
+    first text;
+BEGIN
+    IF EXISTS ({unless}) THEN
+        RETURN;
+    END IF;
+    SELECT count(*), string_agg(row_text, ', ') FILTER (WHERE place <= 5) INTO failing, first
+      FROM (SELECT bad_row::text AS row_text, row_number() OVER () AS place FROM (
+{check.strip()}
+           ) AS bad_row) AS numbered;
+    IF failing > 0 THEN
+        RAISE EXCEPTION {message}, failing, first;
+    END IF;
+END
+$datamig$""")
+    log.info("checked: %s", name)
 
 
 def finish() -> None:
     """Note that every step of the upgrade is done."""
+    execute(f"DELETE FROM datamig.run WHERE (revision, step) = ('{revision}', 'downgrade')")
     execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE revision = '{revision}'")
 
 
 def forget() -> None:
-    """Remove what was noted of this revision, so that it can start afresh."""
-    execute(f"DELETE FROM datamig.run WHERE revision = '{revision}'")
+    """Remove what was noted of the upgrade, so that it can start afresh."""
+    execute(f"DELETE FROM datamig.run WHERE revision = '{revision}' AND step <> 'downgrade'")
+    execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE revision = '{revision}'")
 
 
-def step(change: Callable[[], object]) -> None:
-    """Make one schema change in a transaction of its own; wait for its lock briefly, and again."""
+def step(statement: str, check: str = "", undo: str = "", once: str = "SELECT") -> None:
+    """Make one change in a transaction of its own; wait for its lock briefly, and again.
 
-    def once() -> None:
-        with transaction():
-            change()
-
-    with_retries(once)
-
-
-def require(check: str) -> None:
-    """Refuse to go on while the check's query returns rows; its first line says what holds."""
-    name = check.strip().splitlines()[0].removeprefix("-- ")
-    rows = execute(
-        f"SELECT count(*) OVER (), failing::text FROM (\n{check.strip()}\n) AS failing LIMIT 5"
-    ).all()
-    if rows:
-        rewind()
-        first = ", ".join(str(tuple(row)[1]) for row in rows)
-        raise RuntimeError(
-            f"{revision} stopped, for it requires: {name}; {rows[0][0]} rows fail, the first"
-            f" {first}; repair them and run Alembic again, it goes on here"
-        )
-    log.info("checked: %s", name)
-
-
-def require_unedited(table: str, columns: tuple[str, ...], check: str) -> None:
-    """Refuse to drop edited values; columns that a stopped run dropped already are passed over."""
-    listed = ", ".join(map(quoted, columns))
-    there = execute(
-        f"SELECT count(*) FROM pg_attribute WHERE attrelid = {quoted(table)}::regclass"
-        f" AND attname IN ({listed}) AND NOT attisdropped"
-    )
-    if there.scalar_one() == len(columns):
-        require(check)
-
-
-def rewind() -> None:
-    """Let the next run look at every row again: the rows that fail will be repaired."""
-    execute(f"UPDATE datamig.run SET cursor = NULL WHERE revision = '{revision}'")
-
-
-def set_not_null(table: str, column: str, constraint: str) -> None:
-    """Make a column NOT NULL; a CHECK that is proven first spares the scan under a strong lock."""
-    add_check(table, constraint, f"{column} IS NOT NULL")
-    step(lambda: execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET NOT NULL"))
-    step(lambda: execute(f"ALTER TABLE {table} DROP CONSTRAINT {constraint}"))
-
-
-def add_check(table: str, constraint: str, condition: str) -> None:
-    """Add a CHECK for new rows first, then prove it for the old ones without blocking writers."""
-    drop = f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {constraint}"
-    add = f"ALTER TABLE {table} ADD CONSTRAINT {constraint} CHECK ({condition}) NOT VALID"
-    step(lambda: execute(drop))
-    step(lambda: execute(add))
-    try:
-        step(lambda: execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {constraint}"))
-    except IntegrityError as error:
-        step(lambda: execute(drop))  # left there, it would refuse every update of these rows
-        rewind()
-        failing = f"SELECT * FROM {table} WHERE NOT ({' '.join(condition.split())})"
-        raise RuntimeError(
-            f"{revision} stopped, for rows break {constraint}; find them with {failing}, repair"
-            " them and run Alembic again, it goes on here"
-        ) from error
-
-
-def create_enum(name: str, labels: str) -> None:
-    """Create an enum type unless an earlier run did."""
-    there = execute(f"SELECT to_regtype({quoted(name)})").scalar_one()
-    if there is None:
-        step(lambda: execute(f"CREATE TYPE {name} AS ENUM ({labels})"))
-
-
-def run_batches(name: str, table: str, key: tuple[str, ...], update: str) -> None:
-    """Walk the table by its key; each batch commits together with its row in datamig.run."""
-    begin(name)
-    estimate = execute(
-        f"SELECT reltuples::bigint FROM pg_class WHERE oid = {quoted(table)}::regclass"
-    )
-    total, shown = estimate.scalar_one(), time.monotonic()
-    while with_retries(lambda: one_batch(name, table, key, update)):
-        if time.monotonic() - shown > 2:
-            shown = time.monotonic()
-            log.info("%s: %s, of about %d", name, progress(name), total)
-    log.info("%s: %s, all", name, progress(name))
-
-
-def begin(name: str) -> None:
-    """Note the start; where an earlier run stopped, its cursor stays and the walk goes on there."""
-    execute(
-        "INSERT INTO datamig.run (revision, step, batch_rows)"
-        f" VALUES ('{revision}', {quoted(name)}, {FIRST_BATCH_ROWS})"
-        " ON CONFLICT (revision, step) DO UPDATE SET status = 'running'"
-    )
-
-
-def one_batch(name: str, table: str, key: tuple[str, ...], update: str) -> bool:
-    """Do the batch after the cursor and move the cursor in one transaction; False at the end."""
-    keys = ", ".join(key)
-    this_run = f"revision = '{revision}' AND step = {quoted(name)}"
-    with transaction():
-        # The lock makes a second process wait, then go on behind this batch.
-        run = execute(f"SELECT * FROM datamig.run WHERE {this_run} FOR UPDATE").mappings().one()
-        rows, after = run["batch_rows"], "TRUE"
-        if run["cursor"] is not None:
-            after = f"({keys}) > ({run['cursor']})"
-        last = (
-            execute(
-                f"SELECT concat_ws(', ', {', '.join(f'quote_literal({part})' for part in key)})"
-                f" AS key, count(*) OVER () AS rows FROM (SELECT {keys} FROM {table} WHERE {after}"
-                f" ORDER BY {keys} LIMIT {rows}) AS batch"
-                f" ORDER BY {', '.join(f'batch.{part} DESC' for part in key)} LIMIT 1"
-            )
-            .mappings()
-            .first()
-        )
-        if last is None:
-            execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE {this_run}")
-            return False
-        started = time.monotonic()
-        batch = f"{after} AND ({keys}) <= ({last['key']})"
-        changed = execute(update.replace("{batch}", batch)).rowcount
-        seconds = time.monotonic() - started
-        execute(
-            f"UPDATE datamig.run SET cursor = {quoted(last['key'])},"
-            f" scanned = scanned + {last['rows']}, changed = changed + {changed},"
-            f" batches = batches + 1, batch_rows = {next_batch_rows(rows, seconds)},"
-            f" heartbeat_at = clock_timestamp() WHERE {this_run}"
-        )
-    return True
-
-
-def next_batch_rows(rows: int, seconds: float) -> int:
-    """Rows of the next batch, toward BATCH_SECONDS: at most half as many again, down at once."""
-    wanted = rows * min(1.5, BATCH_SECONDS / max(seconds, 0.001))
-    return min(MOST_BATCH_ROWS, max(100, int(wanted)))
-
-
-def progress(name: str) -> str:
-    """What datamig.run says of a walk, in words."""
-    run = execute(
-        "SELECT format('%s rows scanned, %s changed, in %s batches', scanned, changed, batches)"
-        f" FROM datamig.run WHERE revision = '{revision}' AND step = {quoted(name)}"
-    )
-    return str(run.scalar_one())
-
-
-def with_retries(work: Callable[[], Result]) -> Result:
-    """Do the work; where a lock was not to be had, wait longer each time and do it again."""
-    attempt = 1
-    while True:
+    Where rows are in the way, it is undone, and the check tells which ones.
+    """
+    if passed():
+        return
+    if op.get_context().as_sql:
+        execute(statement)
+        return
+    for attempt in range(1, ATTEMPTS + 1):
         try:
-            return work()
+            with transaction():
+                execute(f"SELECT pg_advisory_xact_lock(hashtext('{revision}'))")  # if run twice
+                execute(statement)
+                execute(once)
+            return
+        except IntegrityError:
+            rows_in_the_way(check, undo)
+            raise
         except DBAPIError as error:
-            state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
-            if state not in RETRIED:
+            driver = getattr(error, "orig", None)
+            state = getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None)
+            if state not in ("55P03", "40P01", "40001"):  # no lock to be had, deadlock
                 raise
-            reason = str(error.orig).splitlines()[0]
-            if attempt >= ATTEMPTS:
+            reason = str(driver).splitlines()[0]
+            if attempt == ATTEMPTS:
                 raise RuntimeError(
                     f"{revision} gave up after {ATTEMPTS} attempts: {reason}; find out in"
                     " pg_stat_activity who holds the lock, and run Alembic again, it goes on here"
@@ -471,7 +448,14 @@ def with_retries(work: Callable[[], Result]) -> Result:
             wait = random.uniform(0.5, 1.0) * min(10.0, 0.1 * 2**attempt)
             log.warning("%s, attempt %d, again in %.1f s", reason, attempt, wait)
             time.sleep(wait)
-            attempt += 1
+
+
+def rows_in_the_way(check: str, undo: str) -> None:
+    """Undo what would refuse every change of these rows, and name them."""
+    if undo:
+        execute(undo)
+    if check:
+        require(check)
 
 
 @contextmanager
@@ -488,11 +472,311 @@ def transaction() -> Generator[None]:
     execute("COMMIT")
 
 
-def execute(statement: str) -> sa.CursorResult[Any]:
+def run_batches(name: str, table: str, key: tuple[str, ...], work: str, **more: object) -> None:
+    """Walk a table batch by batch; where an earlier run stopped, its row of datamig.run knows."""
+    if passed():
+        return
+    begin(name, 1, table, key, work=work, **more)
+    go_on(name, 1)
+
+
+def begin(name: str, part: int, table: str, key: tuple[str, ...], **given: object) -> None:
+    """Note what is to be done; what an earlier run noted of its progress stays."""
+    given = {"heap": table, "relation": table, **given}
+    execute(f"""
+INSERT INTO datamig.run AS run (revision, step, part, batch_rows, key, {", ".join(given)}, status)
+SELECT '{revision}', {quoted(name)}, {part}, {FIRST_BATCH_ROWS},
+       ARRAY[{", ".join(map(quoted, key))}], {", ".join(map(quoted, given.values()))},
+       coalesce(max(status), 'running') FROM datamig.run
+ WHERE revision = '{revision}' AND part = 0 AND status IN ('paused', 'cancelled')
+ON CONFLICT (revision, step, part) DO UPDATE SET retries = 0, rounds = 0, error = NULL,
+       status = CASE run.status WHEN 'paused' THEN 'paused' ELSE excluded.status END""")
+
+
+def go_on(name: str, part: int, bind: Any = None, ended: Event | None = None) -> None:
+    """Let the database do batches until the walk is done; tell about it every two seconds."""
+    if op.get_context().as_sql:
+        execute(walk(name, part, "'infinity'"))
+        stopped = f"SELECT error FROM datamig.run WHERE {this_run(name, part)}"
+        require(f"-- {name}: done\n{stopped} AND status <> 'succeeded'")
+        return
+    shown, note = time.monotonic(), None
+    until = f"clock_timestamp() + interval '{STRETCH_SECONDS} seconds'"
+    while ended is None or not ended.is_set():
+        execute(walk(name, part, until), bind)
+        query = f"SELECT status, error, note, {PROGRESS} WHERE {this_run(name, part)}"
+        run = execute(query, bind).one()
+        if run.status != "running" or run.note != note or time.monotonic() - shown > 2:
+            shown, note = time.monotonic(), run.note
+            log.info("%s: %s, %s", name, run.status, run.progress)
+        if run.status == "succeeded":
+            return
+        if run.status not in ("running", "paused"):
+            raise RuntimeError(
+                f"{revision} {run.status} at {name!r}: {run.error or 'as somebody wished'};"
+                " run Alembic again, it goes on here"
+            )
+
+
+def this_run(name: str, part: int) -> str:
+    """Condition: the row of datamig.run of this walk."""
+    return f"(revision, step, part) = ('{revision}', {quoted(name)}, {part})"
+
+
+RUN = """
+CREATE TABLE IF NOT EXISTS datamig.run (
+    revision text, step text, part integer,  -- part 0: an upgrade or a downgrade as a whole
+    status text NOT NULL DEFAULT 'running',  -- paused, cancelled, failed, succeeded
+    heap text, relation text, key text[], work text, remaining text, woven text,
+    hold text, rest_share float8 NOT NULL DEFAULT 0, quarantine_rows bigint NOT NULL DEFAULT 0,
+    connections integer NOT NULL DEFAULT 1,    role text NOT NULL DEFAULT 'origin', tables oid[],
+    walked_by text[], passes integer, page_rows float8,
+    cursor text, stop text, page_window bigint NOT NULL DEFAULT 0, pass integer NOT NULL DEFAULT 0,
+    rounds integer NOT NULL DEFAULT 0, suspects bigint NOT NULL DEFAULT 0,
+    retries integer NOT NULL DEFAULT 0, rest float8 NOT NULL DEFAULT 0, total bigint,
+    scanned bigint NOT NULL DEFAULT 0, changed bigint NOT NULL DEFAULT 0,
+    batches bigint NOT NULL DEFAULT 0, batch_rows integer, note text, error text, pid integer,
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(), busy_at timestamptz,
+    heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (revision, step, part)
+)
+"""
+
+
+QUARANTINE = """
+CREATE TABLE IF NOT EXISTS datamig.quarantine (
+    revision text, step text, relation text, key text, sqlstate text, message text,
+    noted_at timestamptz NOT NULL DEFAULT clock_timestamp(), PRIMARY KEY (revision, step, key)
+)
+"""
+
+
+PROGRESS = """
+    format('%s rows scanned%s, %s changed, in %s batches, %s; %s rows/s%s', scanned,
+           ' of about ' || total, changed, batches, note, (scanned / seconds)::bigint,
+           ', about ' || justify_interval(make_interval(secs => round(seconds * (total - scanned)
+           / scanned))) || ' to go') AS progress
+  FROM (SELECT *, extract(epoch FROM heartbeat_at - started_at) + 0.001 AS seconds
+          FROM datamig.run) AS run"""
+
+
+# Toward the time that a batch should take: half as many rows again at most, down at once.
+NEXT_BATCH_ROWS = f"""
+            greatest({LEAST_BATCH_ROWS}, least({MOST_BATCH_ROWS}, batch_rows * least(1.5,
+            CASE WHEN busy THEN {SHARED_SECONDS} ELSE {ALONE_SECONDS} END
+            / greatest(seconds, 0.0001))))::integer"""
+
+
+def walk(name: str, part: int, until: str) -> str:
+    """Batches until a moment, each in one transaction with its row of datamig.run.
+
+    The last key of a batch is found first, then the closed range up to it is worked on.  A woven
+    walk passes PASSES times over each window of pages, each time for other rows: a pass finds room
+    where the one before it left dead rows, so the table grows little and its indexes hardly.
+    """
+    return rf"""
+DO $datamig$
+#variable_conflict use_variable
+DECLARE
+    run datamig.run;  began timestamptz;  seconds float8;  busy boolean;  batch_rows bigint;
+    n bigint;  done bigint;  state text;  page bigint;  last_page bigint;
+    key text;  key_text text;  span text;  ending text;  upper text;
+BEGIN
+LOOP
+    began := clock_timestamp();
+    PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true),
+            set_config('extra_float_digits', '1', true);  -- keys as text are exact
+    SELECT * INTO STRICT run FROM datamig.run WHERE {this_run(name, part)} FOR UPDATE;
+    <<batch>>
+    BEGIN
+        run.rest := 1;
+        EXIT batch WHEN run.status <> 'running';
+        IF run.hold IS NOT NULL THEN
+            EXECUTE run.hold INTO run.note;  -- what to wait for, or NULL
+            EXIT batch WHEN run.note IS NOT NULL;
+        END IF;
+        run.rest := 0;
+
+        -- Where the walk ends is fixed before it begins: else writers could make it endless.
+        IF run.stop IS NULL THEN
+            WITH RECURSIVE tree (id) AS (
+                SELECT to_regclass(run.heap)::oid
+                 UNION ALL SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = id
+            )
+            SELECT array_agg(oid), nullif(sum(greatest(reltuples, 0)), 0),
+                   max(pg_relation_size(oid)) / current_setting('block_size')::integer
+              INTO run.tables, run.total, last_page FROM pg_class JOIN tree ON oid = id;
+            run.passes := CASE WHEN run.rounds = 0 AND run.woven IS NOT NULL AND last_page >= 1000
+                               THEN {PASSES} ELSE 1 END;
+            run.walked_by := CASE WHEN run.passes > 1 THEN '{{ctid}}' ELSE run.key END;
+            run.page_rows := greatest(1, coalesce(run.total, 0) / greatest(1, last_page));
+            IF run.passes > 1 THEN  -- one of several connections has its part of the pages
+                run.page_window := last_page * (run.part - 1) / run.connections;
+                run.cursor := quote_literal(format('(%s,0)', run.page_window));
+                last_page := last_page * run.part / run.connections;
+            ELSIF run.part < run.connections THEN
+                run.status := 'succeeded';  -- by key, the last one has all
+                EXIT batch;
+            END IF;
+        END IF;
+        run.note := CASE WHEN run.passes > 1 THEN 'woven' ELSE 'by ' || run.walked_by::text END;
+        key := array_to_string(run.walked_by, ', ');
+        SELECT string_agg(format('quote_literal(to_json(%s) #>> ''{{}}'')', part), ' || '', '' || ')
+          INTO key_text FROM unnest(run.walked_by) AS part;
+        IF run.stop IS NULL AND run.walked_by = '{{ctid}}' THEN
+            run.stop := quote_literal(format('(%s,0)', last_page));
+        ELSIF run.stop IS NULL THEN
+            EXECUTE format('SELECT %s FROM %s ORDER BY %s DESC LIMIT 1', key_text, run.relation,
+                           array_to_string(run.walked_by, ' DESC, ')) INTO run.stop;
+        END IF;
+
+        -- At the end, look for rows that were written or moved behind the walk, or repaired.
+        IF run.cursor IS NOT DISTINCT FROM run.stop THEN
+            n := 0;
+            IF run.remaining IS NOT NULL THEN
+                EXECUTE run.remaining INTO n;
+                SELECT n - count(*) INTO n FROM datamig.quarantine
+                 WHERE (revision, step) = (run.revision, run.step);
+            END IF;
+            IF n <= 0 OR run.rounds >= {ATTEMPTS} THEN
+                run.status := 'succeeded';
+            ELSE
+                run.rounds := run.rounds + 1;
+                run.cursor := NULL;
+                run.stop := NULL;
+                run.page_window := 0;
+            END IF;
+            EXIT batch;
+        END IF;
+
+        -- What is still to be walked: all up to the end, or this pass of a window up to its end.
+        ending := run.stop;
+        IF run.walked_by = '{{ctid}}' THEN
+            last_page := (btrim(run.stop, '''')::point)[0];
+        END IF;
+        IF run.passes > 1 THEN
+            last_page := least(last_page, run.page_window + {WINDOW_PAGES});
+            ending := quote_literal(format('(%s,0)', last_page));
+        END IF;
+        span := concat_ws(' AND ', format('(%s) <= (%s)', key, ending),
+            '(' || key || ') > (' || run.cursor || ')', CASE WHEN run.passes > 1
+            THEN format('abs(%s %% %s) = %s', run.woven, run.passes, run.pass) END);
+
+        -- The last key of this batch.
+        n := CASE WHEN run.suspects > 0 THEN (run.suspects + 1) / 2 ELSE run.batch_rows END;
+        IF run.walked_by = '{{ctid}}' AND run.suspects = 0 THEN
+            page := coalesce((btrim(run.cursor, '''')::point)[0], 0);
+            last_page := least(last_page, page + greatest(1, least({WINDOW_PAGES // 2},
+                               trunc(n * run.passes / run.page_rows))));
+            upper := quote_literal(format('(%s,0)', last_page));
+            n := (last_page - page) * run.page_rows / run.passes;
+        ELSE
+            EXECUTE format('SELECT %s FROM %s WHERE %s ORDER BY %s OFFSET %s LIMIT 1',
+                           key_text, run.relation, span, key, n - 1) INTO upper;
+            IF upper IS NULL THEN
+                upper := ending;
+                EXECUTE format('SELECT count(*) FROM %s WHERE %s', run.relation, span) INTO n;
+            END IF;
+        END IF;
+        span := format('%s AND (%s) <= (%s)', span, key, upper);
+
+        BEGIN
+            state := '';
+            PERFORM set_config('session_replication_role', run.role, true)
+              WHERE run.role <> current_setting('session_replication_role');
+            EXECUTE replace(run.work, '{{batch}}', span);
+            GET DIAGNOSTICS done = ROW_COUNT;
+        EXCEPTION WHEN OTHERS OR query_canceled THEN
+            GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, run.error = MESSAGE_TEXT;
+            done := 0;
+        END;
+        IF state IN ('55P03', '40P01', '40001') OR state = '57014' AND run.error ~ ' timeout' THEN
+            -- A lock was not to be had, or not in time: a shorter batch, a little later.
+            run.retries := run.retries + 1;
+            run.batch_rows := greatest({LEAST_BATCH_ROWS}, run.batch_rows / 2);
+            run.rest := (0.5 + random() / 2) * least(10, 0.1 * 2 ^ run.retries);
+            run.note := format('%s, attempt %s', run.error, run.retries);
+            IF run.retries >= {ATTEMPTS} THEN
+                run.status := 'failed';
+                run.error := format('%s, {ATTEMPTS} times; find out in pg_stat_activity who holds'
+                                    ' the lock', run.error);
+            END IF;
+            EXIT batch;
+        ELSIF state ~ '^(22|23|P0001)' AND run.suspects <> 1 THEN
+            -- A row in here cannot be done: half of them next, until it is found.
+            EXECUTE format('SELECT count(*) FROM %s WHERE %s', run.relation, span)
+               INTO run.suspects;
+            EXIT batch;
+        ELSIF state ~ '^(22|23|P0001)' THEN
+            EXECUTE format('SELECT ROW(%s)::text FROM %s WHERE %s',
+                           array_to_string(run.key, ', '), run.relation, span) INTO key;
+            INSERT INTO datamig.quarantine
+            VALUES (run.revision, run.step, run.heap, key, state, run.error) ON CONFLICT DO NOTHING;
+            SELECT count(*) > run.quarantine_rows INTO busy FROM datamig.quarantine
+             WHERE (revision, step) = (run.revision, run.step);
+            IF busy THEN
+                DELETE FROM datamig.quarantine AS q
+                 WHERE (q.revision, q.step, q.key) = (run.revision, run.step, key);
+                run.status := 'failed';
+                run.error := format('row %s of %s cannot be done: %s', key, run.heap, run.error);
+                EXIT batch;
+            END IF;
+        ELSIF state <> '' THEN
+            RAISE EXCEPTION USING ERRCODE = state, MESSAGE = run.error;
+        END IF;
+
+        run.cursor := upper;
+        run.suspects := greatest(0, run.suspects - n);
+        run.retries := 0;
+        run.scanned := run.scanned + n;
+        run.changed := run.changed + done;
+        run.batches := run.batches + 1;
+        IF run.passes > 1 AND upper = ending THEN
+            run.pass := (run.pass + 1) % run.passes;
+            run.page_window := CASE run.pass WHEN 0 THEN last_page ELSE run.page_window END;
+            run.cursor := quote_literal(format('(%s,0)', run.page_window));
+        END IF;
+
+        -- Short batches while others write to the table: they may have to wait for our row locks.
+        IF EXISTS (SELECT FROM pg_locks WHERE relation = ANY (run.tables)
+                      AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()) THEN
+            run.busy_at := began;
+        END IF;
+        seconds := extract(epoch FROM clock_timestamp() - began);
+        run.rest := seconds * run.rest_share;
+        IF n >= run.batch_rows / 2 THEN
+            busy := coalesce(run.busy_at > began - interval '5 seconds', FALSE);
+            batch_rows := run.batch_rows;
+            run.batch_rows := {NEXT_BATCH_ROWS.strip()};
+        END IF;
+    END batch;
+    UPDATE datamig.run AS r
+       SET status = run.status, walked_by = run.walked_by, passes = run.passes,
+           page_rows = run.page_rows, tables = run.tables, total = run.total,
+           cursor = run.cursor, stop = run.stop,
+           page_window = run.page_window, pass = run.pass, rounds = run.rounds,
+           suspects = run.suspects, retries = run.retries, rest = run.rest, scanned = run.scanned,
+           changed = run.changed, batches = run.batches, batch_rows = run.batch_rows,
+           note = run.note, error = run.error, busy_at = run.busy_at, pid = pg_backend_pid(),
+           heartbeat_at = clock_timestamp()
+     WHERE (r.revision, r.step, r.part) = (run.revision, run.step, run.part);
+    COMMIT;
+    EXIT WHEN run.status NOT IN ('running', 'paused') OR clock_timestamp() >= {until};
+    PERFORM pg_sleep(run.rest);
+END LOOP;
+END
+$datamig$"""
+
+
+def execute(statement: str, bind: Any = None) -> Any:
     """Send a statement as it stands: no bind parameters, so ':' and '%' are themselves."""
-    return op.get_bind().exec_driver_sql(statement, execution_options={"no_parameters": True})
+    context = op.get_context()
+    if context.as_sql:
+        return context.impl.static_output(statement.strip() + ";")
+    options = {"no_parameters": True}
+    return (bind or op.get_bind()).exec_driver_sql(statement, execution_options=options)
 
 
-def quoted(text: str) -> str:
+def quoted(text: object) -> str:
     """The text as a SQL literal."""
-    return "'" + text.replace("'", "''") + "'"
+    return "'" + str(text).replace("'", "''") + "'"

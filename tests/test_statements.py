@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamig_nb import preview_sql, sql
+from datamig_nb import preview_sql, statements
+from datamig_nb.checks import check, rows_check
 from datamig_nb.database import Column, ForeignKey, Table
-from datamig_nb.migration import backfill, check, keep_in_step, rows_check
 from datamig_nb.names import TableName
 from datamig_nb.preview_sql import ColumnType
-from datamig_nb.sql import columns_read, indent
+from datamig_nb.statements import columns_read, indent
+from datamig_nb.steps import backfill, keep_in_step
 
 few = settings(max_examples=200, derandomize=True, deadline=None, database=None)
 
@@ -31,7 +32,11 @@ STATE = backfill('guide."user"', {"State": "lower(status)"}, where="a OR\nb")
 
 
 def test_batch_updates_only_rows_that_differ() -> None:
-    assert sql.update_batch(SPLIT, NAMES) == (
+    assert statements.update_batch(
+        SPLIT,
+        NAMES,
+        statements.differ(list(NAMES), list(NAMES.values())),
+    ) == (
         "UPDATE players.player\n"
         "   SET first_name = split_part(full_name, ' ', 1),\n"
         "       last_name = split_part(full_name, ' ', 2)\n"
@@ -42,7 +47,9 @@ def test_batch_updates_only_rows_that_differ() -> None:
 
 
 def test_batch_keeps_the_condition_of_the_backfill_together() -> None:
-    assert sql.update_batch(STATE, {"State": "lower(status)"}) == (
+    assert statements.update_batch(
+        STATE, {"State": "lower(status)"}, '"State" IS DISTINCT FROM (lower(status))'
+    ) == (
         'UPDATE guide."user"\n'
         '   SET "State" = lower(status)\n'
         " WHERE {batch}\n"
@@ -53,7 +60,7 @@ def test_batch_keeps_the_condition_of_the_backfill_together() -> None:
 
 
 def test_edited_rows_are_those_that_hold_something_else_than_was_filled_in() -> None:
-    assert sql.edited_rows(SPLIT.table, NAMES, ("id", "Year")) == (
+    assert statements.edited_rows(SPLIT.table, NAMES, ("id", "Year")) == (
         'SELECT id, "Year" FROM players.player\n'
         " WHERE num_nonnulls(first_name, last_name) > 0\n"
         "   AND (first_name, last_name) IS DISTINCT FROM (split_part(full_name, ' ', 1),"
@@ -68,7 +75,7 @@ def test_edited_rows_are_those_that_hold_something_else_than_was_filled_in() -> 
 def test_failing_rows_are_named_by_key_or_place(key: tuple[str, ...], columns: str) -> None:
     failing = rows_check("no blank", "guide.user", "status = '' OR\nstatus IS NULL")
 
-    assert sql.failing_rows(failing, key) == (
+    assert statements.failing_rows(failing, key) == (
         f'SELECT {columns} FROM guide."user"\n'
         " WHERE status = '' OR\n"
         "       status IS NULL\n"
@@ -77,11 +84,13 @@ def test_failing_rows_are_named_by_key_or_place(key: tuple[str, ...], columns: s
 
 
 def test_failing_rows_of_a_query_are_what_it_selects() -> None:
-    assert sql.failing_rows(check("none", "SELECT 1 AS a"), ("id",)) == "SELECT 1 AS a"
+    assert statements.failing_rows(check("none", "SELECT 1 AS a"), ("id",)) == "SELECT 1 AS a"
 
 
 def test_trigger_function_computes_the_columns_of_a_new_row() -> None:
-    assert sql.trigger_function(keep_in_step("players.player", NAMES), NAMES, "zz_datamig_1") == (
+    assert statements.trigger_function(
+        keep_in_step("players.player", NAMES), NAMES, "zz_datamig_1"
+    ) == (
         """\
 CREATE OR REPLACE FUNCTION datamig.zz_datamig_1() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
@@ -106,7 +115,7 @@ $datamig$"""
 def test_trigger_fires_for_new_rows_and_for_changes_of_what_is_read() -> None:
     step = keep_in_step("guide.user", {"State": "lower(status)"})
 
-    assert sql.trigger(step, "zz_datamig_1", ("status", "Old")) == (
+    assert statements.trigger(step, "zz_datamig_1", ("status", "Old")) == (
         "CREATE OR REPLACE TRIGGER zz_datamig_1\n"
         'BEFORE INSERT OR UPDATE OF status, "Old" ON guide."user"\n'
         "FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_1()"
@@ -114,7 +123,7 @@ def test_trigger_fires_for_new_rows_and_for_changes_of_what_is_read() -> None:
 
 
 def test_trigger_of_an_expression_that_reads_nothing_fires_for_new_rows_only() -> None:
-    assert sql.trigger(keep_in_step("player", {"at": "now()"}), "zz", ()) == (
+    assert statements.trigger(keep_in_step("player", {"at": "now()"}), "zz", ()) == (
         "CREATE OR REPLACE TRIGGER zz\n"
         "BEFORE INSERT ON player\n"
         "FOR EACH ROW EXECUTE FUNCTION datamig.zz()"
@@ -124,7 +133,7 @@ def test_trigger_of_an_expression_that_reads_nothing_fires_for_new_rows_only() -
 def test_checks_over_one_table_are_counted_in_one_pass() -> None:
     checks = [rows_check("a", "guide.user", "id < 0"), rows_check("b", "guide.user", "x OR\ny")]
 
-    assert sql.count_failing(checks) == (
+    assert statements.count_failing(checks) == (
         "SELECT count(*) FILTER (WHERE id < 0) AS c0,\n"
         "       count(*) FILTER (WHERE x OR\n"
         "                             y) AS c1\n"

@@ -1,0 +1,538 @@
+"""A migration as the text of a revision's functions: the story, and the SQL that it uses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from alembic.operations import ops
+
+from datamig_nb import inlined, preflight, schema, sequence, statements, walks
+from datamig_nb.catalog import Catalog
+from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
+from datamig_nb.errors import MissingKeyError
+from datamig_nb.migration import Migration, Step
+from datamig_nb.names import TableName, literal, quote
+from datamig_nb.source import call, expression_constant, one_line, reference, statement_constant
+from datamig_nb.stages import NoWayBack, Statement
+from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Sql
+
+# Stands for the revision's id while the text is written: the id is a hash of that text.  It looks
+# like none, so that no expression holds it by chance.
+ID = "q7xz4revkj0w"
+
+# An expression that needs no constant.
+_SHORT = re.compile(r"[\w.]{1,63}|'[^'\\\s]{0,20}'")
+
+
+@dataclass
+class Draft:
+    """The revision as it grows: lines of both functions, and the constants they use."""
+
+    migration: Migration
+    catalog: Catalog
+    #: Source of each constant, in the order of first use.
+    constants: list[str] = field(default_factory=list[str])
+    #: Name of the constant of each expression, by its text.
+    expressions: dict[str, str] = field(default_factory=dict[str, str])
+    #: Names that are taken, those of the inlined functions and constants first.
+    _names: set[str] = field(default_factory=lambda: set(vars(inlined)))
+
+    # ------------------------------------------------ constants
+
+    def constant(self, wish: str, statement: str) -> str:
+        """Add a statement as a constant with a name like ``wish``; give the name."""
+        name = self._new_name(wish)
+        self.constants.append(statement_constant(name, self._referring(statement)))
+        return name
+
+    def _referring(self, text: str) -> str:
+        """The text with references in the place of the expressions that are constants."""
+        if not self.expressions:
+            return text
+        longest_first = sorted(self.expressions, key=len, reverse=True)
+        whole = rf"(?<![\w$\0])(?:{'|'.join(map(re.escape, longest_first))})(?![\w$\0])"
+        return re.sub(whole, lambda found: reference(self.expressions[found[0]]), text)
+
+    def check(self, name: str, failing: str) -> str:
+        """Add a check as a constant, its first line what holds; give the constant's name."""
+        return self.constant(name, f"-- {' '.join(name.split())}\n{failing}")
+
+    def _failing(self, check: Check) -> tuple[str, str]:
+        """A check's name and the query of its failing rows."""
+        if isinstance(check, RowCheck):
+            check = replace(check, failing=self._referring(check.failing))
+        return check.name, self.catalog.failing(check)
+
+    def references(self, step: Backfill | KeepInStep) -> dict[str, str]:
+        """The step's columns, each with a reference to the constant of its expression."""
+        return {
+            column: self._expression(column, self.catalog.cast(step.table, column, text))
+            for column, text in step.assign.items()
+        }
+
+    def _expression(self, column: str, text: str) -> str:
+        """A reference to the expression's constant; a name, a number or a short text as it is."""
+        if _SHORT.fullmatch(text):
+            return text
+        if text not in self.expressions:
+            name = self.expressions[text] = self._new_name(column)
+            self.constants.append(expression_constant(name, text))
+        return reference(self.expressions[text])
+
+    def _new_name(self, wish: str) -> str:
+        words = re.findall(r"[a-z0-9]+", wish.lower())
+        while len("_".join(words)) > 45:
+            words.pop()
+        base = "_".join(words).upper() or "STATEMENT"
+        base = f"THE_{base}" if base[0].isdigit() else base
+        name, number = base, 2
+        while name in self._names:
+            name, number = f"{base}_{number}", number + 1
+        self._names.add(name)
+        return name
+
+    # ------------------------------------------------ upgrade
+
+    def upgrade(self) -> str:
+        """The function ``upgrade``."""
+        for step in self.migration.steps:
+            if isinstance(step, Backfill | KeepInStep):
+                self.references(step)
+        lines = self._preflight()
+        for step in self.migration.steps:
+            lines += self._upgrade_step(step)
+        return _function("upgrade", self.migration.name, [*lines, "finish()"])
+
+    def _preflight(self) -> list[str]:
+        steps = self.migration.steps
+        checks: list[tuple[str, str]] = [
+            (condition.holds, condition.failing)
+            for number, step in enumerate(steps)
+            for condition in preflight.preflight(step, steps[:number])
+        ]
+        checks += [
+            self._failing(check)
+            for check in (*self.migration.checks, *self.catalog.implied_checks(self.migration))
+            if check.before
+        ]
+        checks += [self._failing(check) for check in self._checks_of_walks()]
+        names = [self.check(*check) for check in checks]
+        lines = [f"preflight({', '.join([_text('upgrade'), *names])})"]
+        for figure in (step for step in steps if isinstance(step, Unchanged)):
+            value = self.constant(figure.name, figure.value)
+            lines.append(f"remember({_text(figure.name)}, {value})")
+        return lines
+
+    def _checks_of_walks(self) -> Iterable[Check]:
+        """What must hold so that a batch does what it should, and to every row."""
+        tables: dict[TableName, None] = {}
+        for step in self.migration.steps:
+            if isinstance(step, Backfill | DeleteRows):
+                tables[step.table] = None
+            if isinstance(step, Backfill) and step.using is not None:
+                key = self.catalog.table(step.table).key
+                name = f"each row of {step.table} has one partner at most"
+                yield QueryCheck(name=name, failing=statements.partners(step, key))
+            if isinstance(step, InsertRows):
+                nulls = " OR ".join(f"{quote(column)} IS NULL" for column in step.key)
+                failing = f"SELECT * FROM {statements.source(step)}\n WHERE {nulls}"
+                name = f"no {' or '.join(step.key)} is NULL in what {step.table} gets"
+                yield QueryCheck(name=name, failing=failing)
+        if tables:
+            hidden = " OR ".join(f"row_security_active({literal(t.sql)})" for t in tables)
+            yield QueryCheck(
+                name="this session sees every row, and has standard_conforming_strings on",
+                failing="SELECT current_user, current_setting('standard_conforming_strings')\n"
+                f" WHERE {hidden}\n    OR current_setting('standard_conforming_strings') <> 'on'",
+            )
+
+    def _upgrade_step(self, step: Step) -> list[str]:
+        match step:
+            case Backfill():
+                return self._backfill(step)
+            case InsertRows():
+                return self._insert(step)
+            case DeleteRows():
+                return self._delete(step)
+            case KeepInStep():
+                return self._keep_in_step(step)
+            case RowCheck(before=False) | QueryCheck(before=False):
+                return [f"require({self.check(*self._failing(step))})"]
+            case Unchanged():
+                return [f"require({self.check(f'{step.name} unchanged', _differs_now(step))})"]
+            case BackUp() | RowCheck() | QueryCheck():
+                return []
+            case _:
+                found = self.catalog.found[self._number(step) - 1]
+                statements = schema.upgrade_statements(step, found)
+                return [self._statement(each, once=_takes_away(step)) for each in statements]
+
+    def _statement(self, statement: Statement, *, once: bool) -> str:
+        """The line of the story that sends a statement of a schema step."""
+        function = "step_once" if once else "step_outside" if statement.outside else "step"
+        arguments = [self._written(statement.sql)]
+        if statement.validates is not None:
+            arguments.append(self.check(*statement.validates))
+        if statement.on_failure is not None:
+            arguments.append(f"undo={self._written(statement.on_failure.sql)}")
+        return f"{function}({', '.join(arguments)})"
+
+    def _written(self, statement: str) -> str:
+        """A statement in its place where it is short, else the name of its constant."""
+        if "\n" not in statement and len(statement) <= 80:
+            return _text(statement)
+        words = re.sub(r"(?s)^DO \$datamig\$\nBEGIN\s+IF .*? THEN\s+", "", statement)
+        return self.constant(words[:60], statement)
+
+    def _backfill(self, step: Backfill) -> list[str]:
+        expressions = self.references(step)
+        plan = walks.plan(step, expressions, self.migration, self.catalog)
+        lines: list[str] = []
+        wish = f"fill {' '.join(step.assign)}"
+        if kept := self._kept(step):
+            lines = [
+                f"step({self.constant(f'keep {n}', s)})"
+                for n, s in zip(("values", "key"), statements.keep_values(kept), strict=True)
+            ]
+            update = statements.update_batch_keeping(step, expressions, plan.guard, kept)
+        else:
+            update = statements.update_batch(step, expressions, plan.guard)
+        more = walks.options(step.walk, self._hold(step))
+        if plan.look_back is not None:
+            left = self.constant(
+                f"{' '.join(step.assign)} left", statements.remaining(step, plan.look_back)
+            )
+            more["remaining"] = left
+        if plan.woven is not None and not kept:
+            more["woven"] = _text(plan.woven)
+            if step.walk.connections > 1:
+                more["connections"] = str(step.walk.connections)
+        return [
+            *lines,
+            self._run(
+                self._walk_name(step),
+                step.table,
+                self._key(step, plan),
+                self.constant(wish, update),
+                more,
+            ),
+        ]
+
+    def _key(self, step: Backfill, plan: walks.BackfillPlan) -> tuple[str, ...]:
+        key = self.catalog.table(step.table).key
+        if not key and (plan.look_back is None or step.using is not None):
+            raise MissingKeyError(str(step.table))
+        name = f"{quote(step.table.name)}." if step.using is not None else ""
+        return tuple(f"{name}{quote(column)}" for column in key) or ("ctid",)
+
+    def _run(
+        self,
+        name: str,
+        table: TableName,
+        key: Sequence[str],
+        work: str,
+        more: dict[str, str],
+    ) -> str:
+        keys = one_line(repr(tuple(key)))
+        arguments = [_text(name), _text(table.sql), keys, work]
+        arguments += [f"{option}={value}" for option, value in more.items()]
+        function = "run_in_parallel" if "connections" in more else "run_batches"
+        return f"{function}({', '.join(arguments)})"
+
+    def _hold(self, step: Backfill | InsertRows | DeleteRows) -> str | None:
+        if not step.walk.hold_on:
+            return None
+        return self.constant("hold while", statements.hold_query(step.table, step.walk.hold_on))
+
+    def _walk_name(self, step: Backfill) -> str:
+        """Name of a backfill in datamig.run, where each needs a row of its own."""
+        same = [
+            other for other in self.migration.backfills if set(other.assign) == set(step.assign)
+        ]
+        name = f"fill {', '.join(step.assign)}"
+        if len(same) == 1:
+            return name
+        place = next(number for number, other in enumerate(same, 1) if other is step)
+        return f"{name} of {step.table} ({place})"
+
+    def _number(self, step: Step) -> int:
+        return next(n for n, other in enumerate(self.migration.steps, 1) if other is step)
+
+    def _kept(self, step: Backfill) -> statements.Kept | None:
+        """The table for what the backfill replaces; None where nothing is kept."""
+        columns = walks.kept_columns(step, self.migration)
+        table = self.catalog.table(step.table)
+        if not columns:
+            return None
+        if not table.key:
+            raise MissingKeyError(str(step.table))
+        return statements.Kept(
+            name=f"datamig.kept_{ID}_{self._number(step)}",
+            table=step.table,
+            key=table.key,
+            types={c: self.catalog.column_type(step.table, c).name for c in columns},
+        )
+
+    def _insert(self, step: InsertRows) -> list[str]:
+        columns = self.catalog.selected.get(step.select, ())
+        kept, lines = self._kept_rows(step), list[str]()
+        if kept is not None:
+            lines = [f"step({self.constant('keep rows', statements.keep_rows(step.table, kept))})"]
+        work = self.constant(
+            f"insert into {step.table.name}", statements.insert_batch(step, columns, kept)
+        )
+        more = {"relation": self.constant(f"rows for {step.table.name}", statements.source(step))}
+        more |= walks.options(step.walk, self._hold(step))
+        name = f"insert into {step.table} ({self._number(step)})"
+        return [*lines, self._run(name, step.table, tuple(map(quote, step.key)), work, more)]
+
+    def _kept_rows(self, step: InsertRows | DeleteRows) -> str | None:
+        """The table for copies of rows that come or go; None where there is no need."""
+        if isinstance(step, DeleteRows) and not step.keep:
+            return None
+        return f"datamig.kept_{ID}_{self._number(step)}"
+
+    def _delete(self, step: DeleteRows) -> list[str]:
+        kept, lines = self._kept_rows(step), list[str]()
+        if kept is not None:
+            lines = [f"step({self.constant('keep rows', statements.keep_rows(step.table, kept))})"]
+        work = self.constant(f"delete from {step.table.name}", statements.delete_batch(step, kept))
+        left = self.constant(f"{step.table.name} left", statements.still_there(step))
+        more = {"remaining": left} | walks.options(step.walk, self._hold(step))
+        key = tuple(map(quote, self.catalog.table(step.table).key)) or ("ctid",)
+        name = f"delete from {step.table} ({self._number(step)})"
+        return [*lines, self._run(name, step.table, key, work, more)]
+
+    def _keep_in_step(self, step: KeepInStep) -> list[str]:
+        name, known = self._trigger(step), self.catalog.table(step.table).columns
+        read = statements.columns_read(
+            "\n".join(step.assign.values()),
+            [column.name for column in known],
+            self.catalog.row(step.table),
+        )
+        function = self.constant(
+            "trigger function", statements.trigger_function(step, self.references(step), name)
+        )
+        trigger = self.constant("trigger", statements.trigger(step, name, read))
+        return [
+            f"step({function})",
+            f"step({trigger})",
+        ]
+
+    def _trigger(self, step: KeepInStep) -> str:
+        """Name of a trigger; triggers fire by name, and ours should see what others wrote."""
+        place = [s for s in self.migration.steps if isinstance(s, KeepInStep)].index(step)
+        return f"zz_datamig_{ID}" + (f"_{place + 1}" if place else "")
+
+    # ------------------------------------------------ downgrade
+
+    @property
+    def irreversible(self) -> str | None:
+        """Why there is no way back, or None."""
+        for step in self.migration.steps:
+            if isinstance(step, Backfill):
+                added = self.catalog.added.get(step.table, {})
+                kept = walks.kept_columns(step, self.migration)
+                lost = [c for c in step.assign if c not in added and c not in kept]
+                if lost:
+                    return f"{', '.join(lost)} of {step.table} held values that were not kept"
+            if isinstance(step, DeleteRows) and not step.keep:
+                return f"the rows deleted from {step.table} were not kept"
+            if isinstance(way := self._way_back_of(step), NoWayBack):
+                return way.reason
+        return None
+
+    def _way_back_of(self, step: Step) -> tuple[Statement, ...] | NoWayBack:
+        """The statements that take a schema step back; () for other steps."""
+        if isinstance(step, Backfill | InsertRows | DeleteRows | KeepInStep | BackUp):
+            return ()
+        if isinstance(step, RowCheck | QueryCheck | Unchanged):
+            return ()
+        if sequence.goes_with_another(step, self.migration.steps):
+            return ()
+        return schema.downgrade_statements(step, self.catalog.found[self._number(step) - 1])
+
+    @property
+    def way_back(self) -> str:
+        """The downgrade in words."""
+        if self.irreversible:
+            return f"raises: {self.irreversible}."
+        parts: list[str] = []
+        names = [f"{', '.join(cs)} of {table}" for table, cs in self.catalog.added.items()]
+        if names:
+            parts.append(
+                f"drops {' and '.join(names)}, unless a value there was edited since (then it stops"
+                " and names the rows)"
+            )
+        if any(isinstance(step, BackUp | DeleteRows | InsertRows) for step in self.migration.steps):
+            parts.append(
+                "puts back what was kept, where it was not edited since; datamig.conflict lists"
+                " the rest"
+            )
+        return f"{'; '.join(parts) or 'changes nothing'}; nothing else was changed."
+
+    def downgrade(self) -> str:
+        """The function ``downgrade``."""
+        if self.irreversible:
+            message = f"{ID} cannot be undone: {self.irreversible}; restore them from a backup"
+            return _function("downgrade", "Refuse", [f"raise RuntimeError({_text(message)})"])
+        checks = [
+            check
+            for table in dict.fromkeys(step.table for step in self.migration.backfills)
+            for check in self._unedited(table)
+        ]
+        lines = [f"preflight({', '.join([_text('downgrade'), *checks])})"]
+        for step in reversed(self.migration.steps):
+            lines += self._downgrade_step(step)
+        return _function("downgrade", f"Undo: {self.migration.name}", [*lines, "forget()"])
+
+    def _unedited(self, table: TableName) -> list[str]:
+        """The check that columns which will be dropped hold nothing that would be lost."""
+        added = self.catalog.added.get(table, {})
+        columns = [
+            column
+            for step in self.migration.backfills
+            if step.table == table and not walks.is_volatile(step, self.catalog)
+            if step.using is None
+            for column in step.assign
+            if column in added
+        ]
+        if not columns:
+            return []
+        filled = {column: self._filled(table, column) for column in columns}
+        query = statements.edited_rows(table, filled, self.catalog.table(table).key)
+        return [self.check(f"{' and '.join(filled)} not edited since the upgrade", query)]
+
+    def _filled(self, table: TableName, column: str) -> str:
+        """What the upgrade gave a column, as an expression over the row."""
+        steps = [
+            step
+            for step in reversed(self.migration.steps)
+            if isinstance(step, Backfill | KeepInStep)
+            if step.table == table and column in step.assign
+        ]
+        # The last backfill of a row wins; a row that none of them took has its trigger's value.
+        cases, other = list[str](), "NULL"
+        for step in sorted(steps, key=lambda step: isinstance(step, KeepInStep)):
+            given = self.references(step)[column]
+            if isinstance(step, KeepInStep) or step.where is None:
+                other = given
+                break
+            cases.append(f"WHEN ({step.where}) THEN {given}")
+        if not cases:
+            return other
+        type = self.catalog.column_type(table, column).name
+        return f"(CASE {' '.join(cases)} ELSE {other} END)::{type}"
+
+    def _downgrade_step(self, step: Step) -> list[str]:
+        match step:
+            case KeepInStep(table=table):
+                name = quote(self._trigger(step))
+                return [
+                    _step(f"DROP TRIGGER IF EXISTS {name} ON {table.sql}"),
+                    _step(f"DROP FUNCTION IF EXISTS datamig.{name}()"),
+                ]
+            case Backfill():
+                return self._restore(step)
+            case InsertRows():
+                return self._take_out(step)
+            case DeleteRows():
+                return self._put_back(step)
+            case _:
+                statements = self._way_back_of(step)
+                assert not isinstance(statements, NoWayBack)  # else there is no downgrade
+                return [self._statement(each, once=_takes_away(step)) for each in statements]
+
+    def _restore(self, step: Backfill) -> list[str]:
+        kept = self._kept(step)
+        if kept is None:
+            return []
+        key = tuple(f"kept.{quote(part)}" for part in kept.key)
+        work = self.constant(f"restore {' '.join(kept.types)}", statements.restore_batch(kept))
+        conflicts = self.constant("note conflicts", statements.note_conflicts(kept, ID))
+        more = {"relation": _text(f"{kept.name} AS kept")}
+        return [
+            self._run(
+                f"restore {', '.join(kept.types)} ({self._number(step)})",
+                step.table,
+                key,
+                work,
+                more,
+            ),
+            "step(CONFLICT)",
+            f"step({conflicts})",
+            _step(f"DROP TABLE {kept.name}", once=True),
+        ]
+
+    def _take_out(self, step: InsertRows) -> list[str]:
+        kept, key = self._kept_rows(step), self.catalog.table(step.table).key
+        if kept is None:
+            return []
+        if not key:
+            raise MissingKeyError(str(step.table))
+        work = self.constant("take out", statements.take_out_batch(step.table, key, kept))
+        more = {"relation": _text(f"{kept} AS kept")}
+        keys = tuple(f"kept.{quote(part)}" for part in key)
+        return [
+            self._run(
+                f"take rows out of {step.table} ({self._number(step)})",
+                step.table,
+                keys,
+                work,
+                more,
+            ),
+            _step(f"DROP TABLE {kept}", once=True),
+        ]
+
+    def _put_back(self, step: DeleteRows) -> list[str]:
+        kept, table = self._kept_rows(step), self.catalog.table(step.table)
+        assert kept is not None  # else there is no way back
+        columns = [column.name for column in table.columns if not column.computed]
+        work = self.constant("put back", statements.put_back_batch(step.table, columns, kept))
+        more = {"relation": _text(f"{kept} AS kept")}
+        keys = tuple(f"kept.{quote(part)}" for part in table.key) or ("ctid",)
+        return [
+            self._run(
+                f"put rows back into {step.table} ({self._number(step)})",
+                step.table,
+                keys,
+                work,
+                more,
+            ),
+            _step(f"DROP TABLE {kept}", once=True),
+        ]
+
+
+def _function(name: str, purpose: str, statements: Sequence[str]) -> str:
+    purpose = purpose.replace("\\", "/").replace('"', "'")
+    head = f'def {name}() -> None:\n    """{purpose[:1].upper()}{purpose[1:]}."""\n'
+    if statements[0].startswith("raise "):
+        return f"{head}    raise {call(statements[0].removeprefix('raise '), 4, len('raise '))}"
+    body = "\n".join(f"        {call(statement, 8)}" for statement in statements)
+    return f"{head}    with own_commits():\n{body}"
+
+
+def _step(statement: str, *, once: bool = False) -> str:
+    return f"step{'_once' if once else ''}({_text(statement)})"
+
+
+def _takes_away(step: Step) -> bool:
+    """Whether the steps before it could not be done again after it."""
+    renames = isinstance(step, ops.AlterColumnOp) and step.modify_name is not None
+    return renames or isinstance(step, ops.DropColumnOp | ops.DropTableOp | ops.RenameTableOp | Sql)
+
+
+def _differs_now(figure: Unchanged) -> str:
+    return (
+        "SELECT note AS before, now::text AS now\n"
+        f"  FROM datamig.run, ({figure.value}) AS figure (now)\n"
+        f" WHERE (revision, step) = ('{ID}', {literal(figure.name)})"
+        " AND note IS DISTINCT FROM now::text"
+    )
+
+
+def _text(value: str) -> str:
+    """A Python string literal in double quotes."""
+    return one_line(repr(value))

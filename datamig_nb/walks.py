@@ -1,0 +1,134 @@
+"""How each backfill is walked: what marks a row as done, and which way the batches go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from datamig_nb import statements
+from datamig_nb.catalog import Catalog
+from datamig_nb.migration import Migration
+from datamig_nb.names import quote
+from datamig_nb.steps import Backfill, BackUp, KeepInStep, Walk
+
+# Types that hash_record() can hash: by the hash, a woven walk chooses the rows of each pass.
+_WHOLE = ("smallint", "integer", "bigint")
+_HASHED = (
+    *_WHOLE,
+    "text",
+    "uuid",
+    "date",
+    "numeric",
+    "character varying",
+    "timestamp",
+    "character",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackfillPlan:
+    """What one backfill needs to know beside its expressions."""
+
+    #: Condition of a row that is not done yet; None where only the cursor knows.
+    guard: str | None
+    #: The same for the look back at the end; None where there can be none.
+    look_back: str | None
+    #: What chooses the rows of each pass of a woven walk; None where the walk goes by key.
+    woven: str | None
+
+
+def is_volatile(step: Backfill | KeepInStep, catalog: Catalog) -> bool:
+    """Whether an expression gives another value each time it is asked."""
+    texts = [*step.assign.values(), (step.using or "") if isinstance(step, Backfill) else ""]
+    return any(statements.names_in(text) & catalog.volatile for text in texts)
+
+
+def reads_what_it_sets(step: Backfill, catalog: Catalog) -> bool:
+    """Whether a second time would change a row again."""
+    row = catalog.row(step.table)
+    texts = "\n".join((*step.assign.values(), step.where or ""))
+    return bool(statements.columns_read(texts, step.assign, row))
+
+
+def plan(
+    step: Backfill, expressions: Mapping[str, str], migration: Migration, catalog: Catalog
+) -> BackfillPlan:
+    """Choose marks and way of a backfill; ``expressions`` are those that its statement has.
+
+    A row counts as done when it holds what the expressions give.  Where they give another value
+    each time, it is done when it holds anything, provided that the columns are new.  Where they
+    read what they set, only the cursor of a walk by key knows, and there is no look back.
+    """
+    columns = [quote(column) for column in step.assign]
+    if step.using is not None:
+        columns = [f"{quote(step.table.name)}.{column}" for column in columns]
+    added = catalog.added.get(step.table, {})
+    fresh = all(c in added and added[c].server_default is None for c in step.assign)
+    differs = statements.differ(columns, list(expressions.values()))
+    if is_volatile(step, catalog):
+        guard = statements.all_null(columns) if fresh else None
+        look_back = guard
+    elif reads_what_it_sets(step, catalog):
+        guard, look_back = differs, None
+    else:
+        guard = look_back = differs
+        if fresh and _in_step(step, migration):
+            # What holds something is right: the trigger sees to it.
+            look_back = f"{statements.all_null(columns)} AND {differs}"
+    others = [s for s in migration.backfills if s.table == step.table and s is not step]
+    if any(set(other.assign) & set(step.assign) for other in others):
+        look_back = None  # what a later step made of the row would be taken for not done
+    return BackfillPlan(
+        guard=guard,
+        look_back=look_back,
+        woven=_passes_by(step, catalog) if look_back is not None else None,
+    )
+
+
+def _in_step(step: Backfill, migration: Migration) -> bool:
+    return any(
+        isinstance(other, KeepInStep)
+        and other.table == step.table
+        and set(step.assign) <= set(other.assign)
+        for other in migration.steps
+    )
+
+
+def _passes_by(step: Backfill, catalog: Catalog) -> str | None:
+    """A number for each row from its key, where a woven walk would gain by it."""
+    table = catalog.table(step.table)
+    if step.using is not None or table.indexed & set(step.assign) or not table.key:
+        return None
+    types = [table.column(column).type.split("(")[0].split(" with")[0] for column in table.key]
+    if len(types) == 1 and types[0] in _WHOLE:
+        return quote(table.key[0])
+    if all(kind in _HASHED for kind in types):
+        return f"hash_record(ROW({', '.join(map(quote, table.key))}))"
+    return None
+
+
+def kept_columns(step: Backfill, migration: Migration) -> tuple[str, ...]:
+    """Columns of the backfill whose old values are kept."""
+    return tuple(
+        dict.fromkeys(
+            column
+            for other in migration.steps
+            if isinstance(other, BackUp) and other.table == step.table
+            for column in other.columns
+            if column in step.assign
+        )
+    )
+
+
+def options(walk: Walk, hold: str | None) -> dict[str, str]:
+    """What differs from the usual, as arguments of ``run_batches``, in Python."""
+    given: dict[str, str] = {}
+    if walk.quarantine_rows is not None:
+        given["quarantine_rows"] = str(walk.quarantine_rows)
+    if not walk.fire_triggers:
+        given["role"] = '"replica"'
+    if walk.rest_share:
+        given["rest_share"] = str(walk.rest_share)
+    if hold is not None:
+        given["hold"] = hold
+    return given
