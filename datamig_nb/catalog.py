@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -19,8 +19,10 @@ from datamig_nb.migration import CreateEnum, Migration, Step, added_columns, ste
 from datamig_nb.names import TableName, literal, sqlalchemy_dialect
 from datamig_nb.preflight import definition_query
 from datamig_nb.preview_sql import ColumnType
+from datamig_nb.readable import readable_checks
 from datamig_nb.stages import Found
 from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Sql
+from datamig_nb.transforms import Transform
 
 #: Rows of a table that the migration is going to create.
 NOT_YET = -2
@@ -41,6 +43,8 @@ class Catalog:
     selected: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     #: What the schema steps need to know, by their number in the migration, from 0.
     found: Mapping[int, Found] = field(default_factory=dict[int, Found])
+    #: That Python can hold what transforms read.
+    readable: tuple[RowCheck, ...] = ()
 
     def table(self, name: TableName) -> Table:
         """The table of that name."""
@@ -90,7 +94,7 @@ class Catalog:
                     found.append(
                         RowCheck(name=name, table=step.table, failing=failing, before=True)
                     )
-        return tuple(found)
+        return (*found, *self.readable)
 
     def failing(self, check: Check) -> str:
         """The query of a check's failing rows, by key where the table has one."""
@@ -149,6 +153,16 @@ def read_catalog(db: Database, migration: Migration) -> Catalog:
                 _require_steady_key(step, catalog)
             if isinstance(step, DeleteRows):
                 _require_expression(connection, catalog, step.table, step.where)
+            if isinstance(step, Transform):
+                _require_transform(connection, step, migration, catalog)
+        readable = tuple(
+            check
+            for step in migration.transforms
+            for expression in step.reads
+            if not statements.names_in(f"{expression} {step.where or ''}") & _made(catalog)
+            for check in readable_checks(connection, step, expression)
+        )
+        catalog = replace(catalog, readable=readable)
     return catalog
 
 
@@ -160,10 +174,14 @@ def _require_expression(
     using: str | None = None,
 ) -> None:
     """As :func:`require_expression`; what reads columns yet to be made is left to the rehearsal."""
-    made = {column for columns in catalog.added.values() for column in columns}
-    made |= {name.name for name, known in catalog.tables.items() if known.estimated_rows == NOT_YET}
-    if not statements.names_in(f"{expression} {using or ''}") & made:
+    if not statements.names_in(f"{expression} {using or ''}") & _made(catalog):
         require_expression(connection, table, expression, using)
+
+
+def _made(catalog: Catalog) -> set[str]:
+    """Names of columns and tables that the migration makes."""
+    made = {column for columns in catalog.added.values() for column in columns}
+    return made | {n.name for n, known in catalog.tables.items() if known.estimated_rows == NOT_YET}
 
 
 def require_expression(
@@ -211,6 +229,8 @@ _RECORD = 2249  # the type oid of a row of several values
 def _tables(step: Step) -> tuple[TableName, ...]:
     match step:
         case Backfill() | KeepInStep() | RowCheck() | BackUp() | InsertRows() | DeleteRows():
+            return (step.table,)
+        case Transform():
             return (step.table,)
         case QueryCheck() | Unchanged() | Sql() | CreateEnum():
             return ()
@@ -276,8 +296,29 @@ def _require_absent(catalog: Catalog) -> None:
                 )
 
 
-def _require_columns(step: Backfill | KeepInStep, catalog: Catalog) -> None:
-    for column in step.assign:
+def _require_transform(
+    connection: sa.Connection, step: Transform, migration: Migration, catalog: Catalog
+) -> None:
+    _require_columns(step, catalog)
+    _require_steady_key(step, catalog)
+    for expression in (*step.reads, *filter(None, [step.where])):
+        _require_expression(connection, catalog, step.table, expression)
+    for other in migration.steps:
+        if isinstance(other, BackUp) and other.table == step.table:
+            for column in sorted(set(other.columns) & set(step.columns)):
+                raise MigrationError(
+                    f"back_up() keeps what backfills overwrite, but {column!r} of"
+                    f" {str(step.table)!r} is computed by transform()",
+                    "write to a new column, and drop the old one in a later migration",
+                )
+
+
+def _set_by(step: Backfill | KeepInStep | Transform) -> Collection[str]:
+    return step.columns if isinstance(step, Transform) else step.assign
+
+
+def _require_columns(step: Backfill | KeepInStep | Transform, catalog: Catalog) -> None:
+    for column in _set_by(step):
         known = _require_column(step.table, column, catalog)
         if known is not None and known.generated:
             raise MigrationError(
@@ -301,8 +342,8 @@ def _require_repeatable(step: KeepInStep, catalog: Catalog) -> None:
             )
 
 
-def _require_steady_key(step: Backfill, catalog: Catalog) -> None:
-    moved = [column for column in catalog.table(step.table).key if column in step.assign]
+def _require_steady_key(step: Backfill | Transform, catalog: Catalog) -> None:
+    moved = [column for column in catalog.table(step.table).key if column in _set_by(step)]
     if moved:
         raise MigrationError(
             f"{moved[0]!r} is part of the key by which {str(step.table)!r} is walked",

@@ -14,9 +14,9 @@ import re
 import symtable
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, MappingProxyType, ModuleType
 from typing import Any, NoReturn, cast
 
 from datamig_nb.errors import MigrationError
@@ -28,14 +28,23 @@ class RowFunction:
 
     #: Name by which the revision calls it.
     name: str
-    #: Source of the constants and functions of its module that it uses, then its own.
-    source: str
     #: Import statements that the source needs, sorted.
     imports: tuple[str, ...]
-    #: Every name that the source binds in the revision, imports aside.
-    names: tuple[str, ...]
+    #: Name -> its source, of the constants, then of the functions.
+    constants: Mapping[str, str]
+    functions: Mapping[str, str]
     #: The function itself, for a preview.
     function: Callable[..., Any] = field(compare=False, repr=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that the source binds in the revision, imports aside."""
+        return (*self.constants, *self.functions)
+
+    @property
+    def source(self) -> str:
+        """The text of the constants and functions, its own last."""
+        return pasted([self])
 
 
 def capture(
@@ -61,14 +70,36 @@ def capture(
     _require_arguments(plain, arguments)
     taken = _Taken(frozenset(requires))
     taken.add_function(plain)
-    *helpers, own = taken.functions.values()
     return RowFunction(
         name=plain.__name__,
-        source="\n\n\n".join([*taken.constant_block, *helpers, own]),
         imports=tuple(sorted(taken.imports)),
-        names=(*taken.constants, *taken.functions),
+        constants=MappingProxyType(taken.constants),
+        functions=MappingProxyType(taken.functions),
         function=function,
     )
+
+
+def pasted(functions: Iterable[RowFunction]) -> str:
+    """The text of several functions, what they share once.
+
+    Raises
+    ------
+    MigrationError
+        If two of them mean different things by one name.
+    """
+    constants, texts = dict[str, str](), dict[str, str]()
+    for function in functions:
+        for known, more in ((constants, function.constants), (texts, function.functions)):
+            for name, text in more.items():
+                if {**constants, **texts}.get(name, text) != text:
+                    raise MigrationError(
+                        f"{name} of the function {function.name}() is something else in another"
+                        " function of the migration",
+                        "rename it in one of their modules",
+                    )
+                known[name] = text
+    block = ["\n".join(constants.values())] if constants else []
+    return "\n\n\n".join([*block, *texts.values()])
 
 
 def require_free_names(function: RowFunction, taken: Collection[str]) -> None:
@@ -189,11 +220,6 @@ class _Taken:
     functions: dict[str, str] = field(default_factory=dict)
     imports: set[str] = field(default_factory=set)
     _underway: list[FunctionType] = field(default_factory=list)
-
-    @property
-    def constant_block(self) -> list[str]:
-        """The constants as one piece of text; none where there are none."""
-        return ["\n".join(self.constants.values())] if self.constants else []
 
     def add_function(self, function: FunctionType) -> None:
         """Take a function, after those that it calls."""

@@ -188,7 +188,7 @@ def checksum_checks(step: Transform) -> tuple[RowCheck, ...]:
         return ()
     column, digest = quote(step.writes[0]), quote(step.checksum)
     differs = f"{digest} IS DISTINCT FROM encode(sha256(convert_to({column}::text, 'UTF8')), 'hex')"
-    if step.where is not None:  # which may have been true only before
+    if step.where is not None or step.quarantine_rows is not None:  # rows that were left out
         differs = f"{digest} IS NOT NULL AND {differs}"
     name = f"{step.checksum} of {step.table} is the SHA-256 of {step.writes[0]}"
     return (RowCheck(name=name, table=step.table, failing=differs),)

@@ -18,16 +18,17 @@ from alembic.operations import ops
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import ProgrammingError
 
-from datamig_nb import preview_sql
+from datamig_nb import preview_sql, statements
 from datamig_nb.catalog import Catalog, read_catalog
 from datamig_nb.checks import RowCheck
 from datamig_nb.database import STATEMENT_TIMEOUT_SECONDS, Database, Table, explained, run
 from datamig_nb.display import Shown, visible
 from datamig_nb.errors import QueryError
-from datamig_nb.expressions import expression_text
+from datamig_nb.expressions import expression_text, listed
 from datamig_nb.migration import Migration, describe
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.steps import Backfill
+from datamig_nb.transforms import Transform
 from datamig_nb.validate import KEYS_SHOWN
 
 #: Pairs of old and new values that a value map holds at most; it says when there are more.
@@ -330,6 +331,8 @@ def _predicted(
     conditions = [c for column in filled for c in _of_type(catalog, name, column)]
     if not any((name, column) in incomparable for column in filled):  # else checks cannot be read
         conditions += _of_migration(migration, name) + _of_table(connection, table, filled)
+    computed = {column for step in _computing(migration, name) for column in step.columns}
+    conditions = [c for c in conditions if not statements.names_in(c.failing) & computed]
     rows = preview_sql.predicted(table, assign)
     found: list[Hazard] = []
     if conditions:
@@ -347,7 +350,21 @@ def _predicted(
                         advice=condition.advice,
                     )
                 )
+    found += [
+        Hazard(
+            severity="note",
+            what=f"Python computes {listed(step.columns)} of {name}, which is not previewed",
+            rows=max(0, table.estimated_rows),
+            keys=(),
+            advice=f"call {step.function.name}() on some values, and rehearse",
+        )
+        for step in _computing(migration, name)
+    ]
     return found + _collisions(connection, table, rows, filled)
+
+
+def _computing(migration: Migration, name: TableName) -> list[Transform]:
+    return [step for step in migration.transforms if step.table == name]
 
 
 def _assigned(

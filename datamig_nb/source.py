@@ -233,6 +233,23 @@ def _imports(needed: Iterable[str], more: Iterable[str]) -> str:
 _TYPES = (("postgresql", "sqlalchemy.dialects", "postgresql"), ("sa", "sqlalchemy", None))
 
 
+def bindings(text: str) -> dict[str, str]:
+    """Name -> what it is, of all that the top level of a module binds: imports and definitions."""
+    found: dict[str, str] = {}
+    for bound, module, name in _bindings(text):
+        top = bound.partition(".")[0]  # "import os.path" binds os
+        found[top] = f"{top if bound == module else module} {name}"
+    for node in ast.parse(text).body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                found[name] = ast.unparse(node)
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                found[name] = ast.unparse(node)
+            case _:
+                pass
+    return found
+
+
 def _bindings(text: str) -> list[tuple[str, str, str | None]]:
     """Name that is bound, module, and name there (None: the module itself) of top-level imports."""
     found: list[tuple[str, str, str | None]] = []

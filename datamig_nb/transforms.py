@@ -39,6 +39,11 @@ class Transform:
     #: Rows that may be set aside in datamig.quarantine; None: the first that fails stops it.
     quarantine_rows: int | None = None
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that are written."""
+        return self.writes if self.checksum is None else (*self.writes, self.checksum)
+
     def __str__(self) -> str:
         rows = "every row" if self.where is None else f"rows where {self.where}"
         also = "" if self.checksum is None else f", its SHA-256 in {self.checksum}"

@@ -76,7 +76,9 @@ def plan(
             # What holds something is right: the trigger sees to it.
             look_back = f"{statements.all_null(columns)} AND {differs}"
     others = [s for s in migration.backfills if s.table == step.table and s is not step]
-    if any(set(other.assign) & set(step.assign) for other in others):
+    columns_of_others = [{*other.assign} for other in others]
+    columns_of_others += [{*t.columns} for t in migration.transforms if t.table == step.table]
+    if any(columns & set(step.assign) for columns in columns_of_others):
         look_back = None  # what a later step made of the row would be taken for not done
     return BackfillPlan(
         guard=guard,

@@ -40,6 +40,7 @@ FLOORS = {
     "operations": 5,
     "schema": 5,
     "sequence": 5,
+    "readable": 4,
     "statements": 4,
     "patterns": 6,
     "preflight": 6,

@@ -5,16 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from datamig_nb.checks import RowCheck
 from datamig_nb.errors import MigrationError
-from datamig_nb.functions import RowFunction, capture, require_free_names
-from datamig_nb.migration import RowCheck, transform
+from datamig_nb.functions import RowFunction, capture, pasted, require_free_names
 from datamig_nb.names import TableName
+from datamig_nb.transforms import transform
 from tests import row_functions as rows
 
 
@@ -171,19 +173,24 @@ def test_a_transform_says_what_it_does() -> None:
         "compute new of shop.large, its SHA-256 in digest with the Python function"
         ' inside("old field"), rows where id > 5, in batches'
     )
-    assert (step.reads, step.writes, step.once) == (('"old field"',), ("new",), False)
-    assert step.check == RowCheck(
-        name="digest of shop.large is the SHA-256 of new",
-        table=TableName("shop", "large"),
-        failing="digest IS NOT NULL AND digest IS DISTINCT FROM"
-        " encode(sha256(convert_to(new::text, 'UTF8')), 'hex')",
+    assert (step.reads, step.columns) == (('"old field"',), ("new", "digest"))
+    assert Migration("Clean", step).checks == (
+        RowCheck(
+            name="digest of shop.large is the SHA-256 of new",
+            table=TableName("shop", "large"),
+            failing="digest IS NOT NULL AND digest IS DISTINCT FROM"
+            " encode(sha256(convert_to(new::text, 'UTF8')), 'hex')",
+        ),
     )
 
 
-def test_a_transform_that_reads_what_it_writes_is_done_once() -> None:
-    step = transform("t", rows.inside, reads={"a": "upper(doc)"}, writes=["doc"])
+def test_what_two_functions_share_is_pasted_once_and_what_differs_is_refused() -> None:
+    helped, twice = (capture(function, ["text"]) for function in (rows.helped, rows.isolated))
+    other = replace(helped, constants={"LIMIT": "LIMIT = 5"})
 
-    assert (step.reads, step.once) == (("upper(doc)",), True)
+    assert pasted([helped, twice]) == helped.source
+    with pytest.raises(MigrationError, match=r"LIMIT of the function helped\(\) is something else"):
+        pasted([helped, other])
 
 
 @pytest.mark.parametrize(

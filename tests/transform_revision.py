@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from datamig_nb import inlined
 from datamig_nb.database import Database
 from datamig_nb.source import machinery
 from tests.scratch import query
@@ -68,7 +69,9 @@ def transform_revision(
 ) -> HandWritten:
     """A revision whose upgrade makes the calls, with the functions pasted in."""
     pasted = [textwrap.dedent(inspect.getsource(function)).strip() for function in functions]
-    parts = machinery("\n".join(("online_only, own_commits, preflight, finish", *calls)), imports.splitlines())
+    parts = machinery(
+        "\n".join(("online_only, own_commits, preflight, finish", *calls)), imports.splitlines()
+    )
     text = _TEXT.format(
         imports=parts.imports,
         id="c0ffee",
@@ -81,7 +84,9 @@ def transform_revision(
 
 
 def with_tables(database: Database, *statements: str) -> Database:
-    """The database after the statements."""
+    """The database with the tables of a run, after more statements."""
+    for statement in ("CREATE SCHEMA IF NOT EXISTS datamig", inlined.RUN, inlined.QUARANTINE):
+        query(database, statement)
     for statement in statements:
         query(database, statement)
     return database
