@@ -17,7 +17,7 @@ PARTED_PAGES = 64  # of the smallest table that several work on
 SAMPLED_PAGES = 300  # to find where a table is parted
 
 
-class Walk(NamedTuple):
+class Job(NamedTuple):
     """What a transform does, and what was found out about its table."""
 
     step: str
@@ -40,30 +40,30 @@ class Walk(NamedTuple):
 
 
 def computed(
-    walk: Walk, texts: Sequence[Sequence[str | None]]
+    job: Job, texts: Sequence[Sequence[str | None]]
 ) -> tuple[list[Sequence[str | None]], dict[int, BaseException]]:
     """Columns of texts to write, and by number the rows for which the function failed."""
-    readers = [reader(kind) for _, kind in walk.reads]
-    writers = [writer(kind) for _, kind in walk.writes]
-    if walk.computes is not None:
-        return walk.computes(walk, texts, readers, writers), {}
+    readers = [reader(kind) for _, kind in job.reads]
+    writers = [writer(kind) for _, kind in job.writes]
+    if job.computes is not None:
+        return job.computes(job, texts, readers, writers), {}
     rows: list[tuple[str | None, ...]] = []
     failures: dict[int, BaseException] = {}
-    one = writers[0] if len(writers) - walk.has_checksum == 1 else None
+    one = writers[0] if len(writers) - job.has_checksum == 1 else None
     while len(rows) < len(texts[0]):
         left = [column[len(rows) :] if rows else column for column in texts]
         values_of = [map(r, c) if r else c for r, c in zip(readers, left, strict=True)]
         try:
             for values in zip(*values_of, strict=True):
-                result = walk.function(*values)
+                result = job.function(*values)
                 if one is None:
                     rows.append(texts_of(result, writers))
                 else:
                     text = one(result)
-                    rows.append((text, sha256(text)) if walk.has_checksum else (text,))
+                    rows.append((text, sha256(text)) if job.has_checksum else (text,))
         except Exception as error:
             row = [column[len(rows)] for column in texts]
-            failures[len(rows)] = ValueError(told(walk, readers, row, error))
+            failures[len(rows)] = ValueError(told(job, readers, row, error))
             rows.append((None,) * len(writers))
     return list(zip(*rows, strict=True)), failures
 
@@ -82,7 +82,7 @@ def sha256(text: str | None) -> str | None:
 
 
 def by_series(
-    walk: Walk,
+    job: Job,
     texts: Sequence[Sequence[str | None]],
     readers: Sequence[Callable[[str | None], Any] | None],
     writers: Sequence[Callable[[Any], str | None]],
@@ -94,34 +94,34 @@ def by_series(
             pandas.Series(list(map(read, column)) if read else column, dtype=object)
             for read, column in zip(readers, texts, strict=True)
         ]
-        result = walk.function(*series)
+        result = job.function(*series)
         several = [result[name] for name in result.columns] if result.ndim == 2 else [result]
         columns: list[Sequence[str | None]] = [
             [write(v) for v in column.astype(object).where(column.notna(), None).tolist()]
-            for write, column in zip(writers, several, strict=not walk.has_checksum)
+            for write, column in zip(writers, several, strict=not job.has_checksum)
         ]
         if {len(column) for column in columns} != {len(texts[0])}:
             raise ValueError(f"it gives {len(columns[0])} values for {len(texts[0])} rows")
     except Exception as error:
-        raise ValueError(told(walk, readers, [column[0] for column in texts], error)) from error
-    return columns + ([list(map(sha256, columns[0]))] if walk.has_checksum else [])
+        raise ValueError(told(job, readers, [column[0] for column in texts], error)) from error
+    return columns + ([list(map(sha256, columns[0]))] if job.has_checksum else [])
 
 
 def told(
-    walk: Walk,
+    job: Job,
     readers: Sequence[Callable[[str | None], Any] | None],
     texts: Sequence[str | None],
     error: BaseException,
 ) -> str:
     """What the function failed on, the types of its arguments, and how."""
     types: list[str] = []
-    for (expression, kind), read, text in zip(walk.reads, readers, texts, strict=True):
+    for (expression, kind), read, text in zip(job.reads, readers, texts, strict=True):
         try:
             value = read(text) if read else text
         except Exception as unread:
             return f"Python cannot read {expression}, of type {kind.sql}: {unread}"
         types.append(f"{expression}: {type(value).__name__}")
-    call = f"{walk.function.__name__}({', '.join(types)})"
+    call = f"{job.function.__name__}({', '.join(types)})"
     return f"{call} failed with {type(error).__name__}: {error}"
 
 
@@ -140,49 +140,49 @@ CREATE TABLE IF NOT EXISTS datamig.own_transaction (
 """
 
 
-def written_by_others(walk: Walk) -> str:
+def written_by_others(job: Job) -> str:
     """Condition: this version of the row came since the start, and not from a batch of ours."""
-    ours = f"datamig.own_transaction WHERE {this_step(walk.step)}"
+    ours = f"datamig.own_transaction WHERE {this_step(job.step)}"
     return (
         f"age(xmin) <= age((SELECT (min(xid) % 4294967296)::text::xid FROM {ours}))"
         f" AND xmin NOT IN (SELECT (xid % 4294967296)::text::xid FROM {ours})"
     )
 
 
-def begin_parts(walk: Walk, workers: int) -> list[int]:
+def begin_parts(job: Job, workers: int) -> list[int]:
     """Note the parts, the last for what others write; what an earlier run noted of them stays."""
     with transaction():
-        execute(walk.settings)
+        execute(job.settings)
         execute(f"SELECT pg_advisory_xact_lock(hashtext('{revision}'))")  # if run twice
         execute(OWN_TRANSACTIONS)
-        noted = f"SELECT part FROM datamig.run WHERE {this_step(walk.step)} AND part > 0"
+        noted = f"SELECT part FROM datamig.run WHERE {this_step(job.step)} AND part > 0"
         parts = sorted(execute(noted).scalars())
-        stops = [] if parts else part_stops(walk, workers)
+        stops = [] if parts else part_stops(job, workers)
         parts = parts or list(range(1, len(stops) + 3))
         for part in parts:
             given: dict[str, object] = {"stop": stops[part - 1]} if part <= len(stops) else {}
             if part < len(parts):
-                given["total"] = walk.rows // (len(parts) - 1)
-            begin(walk.step, part, walk.table, walk.key, note="computed in Python", **given)
+                given["total"] = job.rows // (len(parts) - 1)
+            begin(job.step, part, job.table, job.key, note="computed in Python", **given)
         # Older than any transaction that may still write what the walk does not see.
         execute(
-            f"INSERT INTO datamig.own_transaction SELECT '{revision}', {quoted(walk.step)},"
+            f"INSERT INTO datamig.own_transaction SELECT '{revision}', {quoted(job.step)},"
             " pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1 WHERE NOT EXISTS"
-            f" (SELECT FROM datamig.own_transaction WHERE {this_step(walk.step)})"
+            f" (SELECT FROM datamig.own_transaction WHERE {this_step(job.step)})"
         )
     return parts
 
 
-def part_stops(walk: Walk, workers: int) -> list[str]:
+def part_stops(job: Job, workers: int) -> list[str]:
     """Keys that part the table into about equal parts, from a sample of its pages."""
-    pages = walk.bytes / 8192
+    pages = job.bytes / 8192
     if workers < 2 or pages < PARTED_PAGES:
         return []
-    keys = ", ".join(walk.key)
+    keys = ", ".join(job.key)
     found = execute(
-        f"SELECT concat_ws(', ', {', '.join(f'quote_literal({part})' for part in walk.key)})"
+        f"SELECT concat_ws(', ', {', '.join(f'quote_literal({part})' for part in job.key)})"
         f" FROM (SELECT *, row_number() OVER (ORDER BY {keys}) AS datamig_row,"
-        f" count(*) OVER () AS datamig_rows FROM (SELECT {keys} FROM {walk.table}"
+        f" count(*) OVER () AS datamig_rows FROM (SELECT {keys} FROM {job.table}"
         f" TABLESAMPLE SYSTEM ({min(100.0, 100 * SAMPLED_PAGES / pages):.6f})) AS sample)"
         f" AS sample WHERE datamig_row * {workers} % datamig_rows < {workers}"
         " AND datamig_row < datamig_rows ORDER BY datamig_row"

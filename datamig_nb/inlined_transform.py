@@ -37,7 +37,7 @@ from datamig_nb.inlined import (
     transaction,
 )
 from datamig_nb.inlined_rows import (
-    Walk,
+    Job,
     begin_parts,
     computed,
     kinds_of,
@@ -73,7 +73,7 @@ def transform(
     where: str = "TRUE",
     checksum: str | None = None,
     workers: int = 1,
-    at_once: Callable[[Walk, Sequence[int]], None] | None = None,
+    at_once: Callable[[Job, Sequence[int]], None] | None = None,
     computes: Callable[..., list[Sequence[str | None]]] | None = None,
     quarantine_rows: int | None = None,
 ) -> None:
@@ -85,7 +85,7 @@ def transform(
         return
     columns = writes if checksum is None else (*writes, checksum)
     kinds = kinds_of(table, [*reads, *columns])
-    walk = Walk(
+    job = Job(
         step=name,
         table=table,
         key=key,
@@ -99,13 +99,13 @@ def transform(
         **size_of(table),
         settings=settings(),
     )
-    *parts, last = begin_parts(walk, workers)
+    *parts, last = begin_parts(job, workers)
     try:
         if at_once is None or len(parts) == 1 or op.get_bind().dialect.is_async:
-            in_turn(walk, parts)
+            in_turn(job, parts)
         else:
-            at_once(walk, parts)
-        catch_up(walk, last)
+            at_once(job, parts)
+        catch_up(job, last)
     except Exception as error:
         if not op.get_bind().invalidated:  # else the connection is gone
             failed = f"status = 'failed', error = {quoted(error)}"
@@ -115,31 +115,31 @@ def transform(
         raise
 
 
-def in_turn(walk: Walk, parts: Sequence[int], ended: Event | None = None) -> None:
-    """Walk the parts one after the other; what a helper did of them is done."""
+def in_turn(job: Job, parts: Sequence[int], ended: Event | None = None) -> None:
+    """Job the parts one after the other; what a helper did of them is done."""
     for part in parts:
-        walk_part(op.get_bind(), walk, part, ended or Event())
+        walk_part(op.get_bind(), job, part, ended or Event())
 
 
-def in_threads(walk: Walk, parts: Sequence[int]) -> None:
-    """Walk the parts with threads that help: while one waits for the server, another computes."""
+def in_threads(job: Job, parts: Sequence[int]) -> None:
+    """Job the parts with threads that help: while one waits for the server, another computes."""
     ended = Event()
 
     def help_out(part: int) -> None:
         with own_connection() as bind:
-            walk_part(bind, walk, part, ended)
+            walk_part(bind, job, part, ended)
 
     with ThreadPoolExecutor(len(parts)) as pool:
         try:
             for part in parts[1:]:
                 pool.submit(help_out, part)  # what stops it will stop this one too
-            in_turn(walk, parts, ended)
+            in_turn(job, parts, ended)
         finally:
             ended.set()  # after Ctrl-C too: each ends with the batch under way
 
 
-def in_processes(walk: Walk, parts: Sequence[int]) -> None:
-    """Walk the parts with forked processes that help, for a function that keeps processors busy."""
+def in_processes(job: Job, parts: Sequence[int]) -> None:
+    """Job the parts with forked processes that help, for a function that keeps processors busy."""
     context = multiprocessing.get_context("fork")
 
     def help_out(part: int) -> None:
@@ -147,7 +147,7 @@ def in_processes(walk: Walk, parts: Sequence[int]) -> None:
         op.get_bind().engine.dispose(close=False)  # its connections are the parent's
         try:
             with own_connection() as bind:
-                walk_part(bind, walk, part, Event())
+                walk_part(bind, job, part, Event())
         finally:
             os._exit(0)  # what stopped it will stop the parent too
 
@@ -155,7 +155,7 @@ def in_processes(walk: Walk, parts: Sequence[int]) -> None:
     try:
         for helper in helpers:
             helper.start()
-        in_turn(walk, parts)
+        in_turn(job, parts)
     finally:
         for helper in helpers:
             helper.terminate()  # the server takes its batch back
@@ -177,25 +177,25 @@ def own_connection() -> sa.Connection:
     return bind
 
 
-def catch_up(walk: Walk, part: int) -> None:
+def catch_up(job: Job, part: int) -> None:
     """Compute again what others wrote since the start, until there is nothing to change."""
-    others = walk._replace(where=f"({walk.where}) AND {written_by_others(walk)}")
-    changed = f"SELECT changed FROM datamig.run WHERE {this_run(walk.step, part)}"
+    others = job._replace(where=f"({job.where}) AND {written_by_others(job)}")
+    changed = f"SELECT changed FROM datamig.run WHERE {this_run(job.step, part)}"
     for number in range(1, ATTEMPTS + 1):
         before = execute(changed).scalar_one()
         with transaction():
-            execute(walk.settings)
-            left = execute(f"SELECT 1 FROM {walk.table} WHERE {others.where} LIMIT 1").first()
+            execute(job.settings)
+            left = execute(f"SELECT 1 FROM {job.table} WHERE {others.where} LIMIT 1").first()
         if left is not None:
-            log.info("%s: rows that others wrote meanwhile, round %d", walk.step, number)
-            set_part(walk, part, "cursor = NULL")
+            log.info("%s: rows that others wrote meanwhile, round %d", job.step, number)
+            set_part(job, part, "cursor = NULL")
             walk_part(op.get_bind(), others, part, Event())
         if execute(changed).scalar_one() == before:
             break
-        set_part(walk, part, "status = 'running'")
+        set_part(job, part, "status = 'running'")
     else:
-        log.warning("%s: others write on as before; from now on it is theirs to do", walk.step)
-    set_part(walk, part, "status = 'succeeded'")
+        log.warning("%s: others write on as before; from now on it is theirs to do", job.step)
+    set_part(job, part, "status = 'succeeded'")
 
 
 # ---------------------------------------------------------------- one part, one batch
@@ -205,13 +205,13 @@ class RowsFailedError(Exception):
     """Among so many rows there is one that PostgreSQL did not take."""
 
 
-def walk_part(bind: Any, walk: Walk, part: int, ended: Event) -> None:
-    """Walk a part from its cursor on; rows that fail together are tried in halves, down to one."""
-    widest = max(10, min(MOST_TRANSFORM_ROWS, TRANSFORM_BYTES * walk.rows // max(1, walk.bytes)))
+def walk_part(bind: Any, job: Job, part: int, ended: Event) -> None:
+    """Job a part from its cursor on; rows that fail together are tried in halves, down to one."""
+    widest = max(10, min(MOST_TRANSFORM_ROWS, TRANSFORM_BYTES * job.rows // max(1, job.bytes)))
     most, failed, attempt, shown = widest, None, 0, time.monotonic()
     while not ended.is_set():
         try:
-            status = one_batch(bind, walk, part, most, failed)
+            status = one_batch(bind, job, part, most, failed)
         except RowsFailedError as error:
             rows: int = error.args[0]
             most, failed = max(1, rows // 2), (error.__cause__ if rows == 1 else None)
@@ -220,7 +220,7 @@ def walk_part(bind: Any, walk: Walk, part: int, ended: Event) -> None:
             attempt += 1
             if sqlstate(error) not in ("55P03", "40P01", "40001") or attempt == ATTEMPTS:
                 raise
-            log.warning("%s: %s, attempt %d", walk.step, in_words(error), attempt)
+            log.warning("%s: %s, attempt %d", job.step, in_words(error), attempt)
             ended.wait(random.uniform(0.5, 1.0) * min(10.0, 0.1 * 2**attempt))
             continue
         if status == "paused":
@@ -230,50 +230,50 @@ def walk_part(bind: Any, walk: Walk, part: int, ended: Event) -> None:
         most, failed, attempt = min(widest, most * 2), None, 0
         if bind is op.get_bind() and time.monotonic() - shown > 2:
             shown = time.monotonic()
-            for run in execute(f"SELECT {PROGRESS} WHERE {this_step(walk.step)} AND scanned > 0"):
-                log.info("%s: %s", walk.step, run.progress)
+            for run in execute(f"SELECT {PROGRESS} WHERE {this_step(job.step)} AND scanned > 0"):
+                log.info("%s: %s", job.step, run.progress)
 
 
-def one_batch(bind: Any, walk: Walk, part: int, most: int, failed: BaseException | None) -> str:
+def one_batch(bind: Any, job: Job, part: int, most: int, failed: BaseException | None) -> str:
     """Read, compute and write one batch, and move its row of datamig.run; gives the status."""
     with transaction(bind):
-        execute(walk.settings, bind)
-        before = f"SELECT stop FROM datamig.run WHERE {this_run(walk.step, part - 1)}"
+        execute(job.settings, bind)
+        before = f"SELECT stop FROM datamig.run WHERE {this_run(job.step, part - 1)}"
         run = execute(
             "UPDATE datamig.run SET heartbeat_at = clock_timestamp(), pid = pg_backend_pid()"
-            f" WHERE {this_run(walk.step, part)}"
+            f" WHERE {this_run(job.step, part)}"
             f" RETURNING status, batch_rows, coalesce(cursor, ({before})) AS cursor, stop",
             bind,
         ).one()
         if run.status == "cancelled":
             raise RuntimeError(
-                f"{revision} was cancelled at {walk.step!r}; run Alembic again, it goes on here"
+                f"{revision} was cancelled at {job.step!r}; run Alembic again, it goes on here"
             )
         if run.status != "running":
             return str(run.status)
         started, rows = time.monotonic(), min(run.batch_rows, most)
-        batch = read_batch(bind, walk, run.cursor, run.stop, rows)
+        batch = read_batch(bind, job, run.cursor, run.stop, rows)
         if not batch.scanned:
-            set_part(walk, part, "status = 'succeeded'", bind)
+            set_part(job, part, "status = 'succeeded'", bind)
             return "succeeded"
         changed = 0
         try:
             if failed is not None and batch.keys:
-                set_aside(bind, walk, batch, {0: failed})
+                set_aside(bind, job, batch, {0: failed})
             elif batch.keys:
-                columns, failures = computed(walk, batch.texts)
-                set_aside(bind, walk, batch, failures)
-                changed = write_batch(bind, walk, batch, columns, failures)
+                columns, failures = computed(job, batch.texts)
+                set_aside(bind, job, batch, failures)
+                changed = write_batch(bind, job, batch, columns, failures)
         except (DBAPIError, ValueError) as error:
             if isinstance(error, DBAPIError) and (sqlstate(error) or "22")[:2] not in ROW_STATES:
                 raise
             raise RowsFailedError(batch.scanned) from error
         if changed:
-            own = f"'{revision}', {quoted(walk.step)}, pg_current_xact_id()::text::bigint"
+            own = f"'{revision}', {quoted(job.step)}, pg_current_xact_id()::text::bigint"
             execute(f"INSERT INTO datamig.own_transaction VALUES ({own})", bind)
         rows = next_transform_rows(rows, time.monotonic() - started)
         set_part(
-            walk,
+            job,
             part,
             f"cursor = {quoted(batch.last)}, scanned = scanned + {batch.scanned},"
             f" changed = changed + {changed}, batches = batches + 1, batch_rows = {rows}",
@@ -282,9 +282,9 @@ def one_batch(bind: Any, walk: Walk, part: int, most: int, failed: BaseException
     return "running"
 
 
-def set_part(walk: Walk, part: int, changes: str, bind: Any = None) -> None:
+def set_part(job: Job, part: int, changes: str, bind: Any = None) -> None:
     """Change the row of a part in datamig.run."""
-    execute(f"UPDATE datamig.run SET {changes} WHERE {this_run(walk.step, part)}", bind)
+    execute(f"UPDATE datamig.run SET {changes} WHERE {this_run(job.step, part)}", bind)
 
 
 def next_transform_rows(rows: int, seconds: float) -> int:
@@ -303,14 +303,14 @@ class Batch(NamedTuple):
     texts: list[list[str | None]]  # one list for each argument
 
 
-def read_batch(bind: Any, walk: Walk, after: str | None, stop: str | None, rows: int) -> Batch:
+def read_batch(bind: Any, job: Job, after: str | None, stop: str | None, rows: int) -> Batch:
     """Read the rows behind a key, of those that are meant what the function needs."""
-    key = f"concat_ws(', ', {', '.join(f'quote_literal({part})' for part in walk.key)})"
-    identity = ["ctid", "xmin", *(["tableoid"] if walk.has_children else [])]
-    texts = [f"datamig_{number}" for number in range(len(walk.reads))]
+    key = f"concat_ws(', ', {', '.join(f'quote_literal({part})' for part in job.key)})"
+    identity = ["ctid", "xmin", *(["tableoid"] if job.has_children else [])]
+    texts = [f"datamig_{number}" for number in range(len(job.reads))]
     values = "".join(
-        f", CASE WHEN {walk.where} THEN {text_expression(*read)} END AS {name}"
-        for name, read in zip(texts, walk.reads, strict=True)
+        f", CASE WHEN {job.where} THEN {text_expression(*read)} END AS {name}"
+        for name, read in zip(texts, job.reads, strict=True)
     )
     meant = "FILTER (WHERE datamig_meant)"
     gathered = [f"array_agg({name}) {meant}::text" for name in identity]
@@ -318,9 +318,9 @@ def read_batch(bind: Any, walk: Walk, after: str | None, stop: str | None, rows:
     row = execute(
         f"SELECT count(*), (array_agg(datamig_key))[count(*)], {', '.join(gathered)}"
         f" FROM (SELECT {', '.join(identity)}, {key} AS datamig_key,"
-        f" ({walk.where}) AS datamig_meant{values}"
-        f" FROM {walk.table} WHERE {in_range(walk, after, stop)}"
-        f" ORDER BY {', '.join(walk.key)} LIMIT {rows}) AS batch",
+        f" ({job.where}) AS datamig_meant{values}"
+        f" FROM {job.table} WHERE {in_range(job, after, stop)}"
+        f" ORDER BY {', '.join(job.key)} LIMIT {rows}) AS batch",
         bind,
     ).one()
     keys, *columns = (json.loads(text or "[]") for text in row[2 + len(identity) :])
@@ -328,9 +328,9 @@ def read_batch(bind: Any, walk: Walk, after: str | None, stop: str | None, rows:
     return Batch(row[0], after, row[1], keys, versions, columns)
 
 
-def in_range(walk: Walk, after: str | None, last: str | None, alias: str = "") -> str:
+def in_range(job: Job, after: str | None, last: str | None, alias: str = "") -> str:
     """Condition: the key lies behind the one and not behind the other."""
-    keys = ", ".join(f"{alias}{part}" for part in walk.key)
+    keys = ", ".join(f"{alias}{part}" for part in job.key)
     conditions = [f"({keys}) > ({after})"] if after else []
     conditions += [f"({keys}) <= ({last})"] if last else []
     return " AND ".join(conditions) or "TRUE"
@@ -338,7 +338,7 @@ def in_range(walk: Walk, after: str | None, last: str | None, alias: str = "") -
 
 def write_batch(
     bind: Any,
-    walk: Walk,
+    job: Job,
     batch: Batch,
     columns: Sequence[Sequence[str | None]],
     failures: Mapping[int, BaseException],
@@ -353,7 +353,7 @@ def write_batch(
         values |= {f"{mark}{number}": text for mark, text in texts.items()}
         marks = (f"CAST(\x01{mark}{number} AS text)" for mark in texts)
         sources.append(f"string_to_array({', '.join(marks)})")
-    new = {column: f"new.w{n}::{kind.sql}" for n, (column, kind) in enumerate(walk.writes)}
+    new = {column: f"new.w{n}::{kind.sql}" for n, (column, kind) in enumerate(job.writes)}
     # Their texts tell more apart than "=" does: citext, box, 1.0 and 1.00; and json has no "=".
     differs = " OR ".join(
         f'target.{column}::text COLLATE "C" IS DISTINCT FROM ({value})::text'
@@ -361,10 +361,10 @@ def write_batch(
     )
     without = "".join(f" AND new.number <> {number + 1}" for number in failures)
     statement = (
-        f"UPDATE {walk.table} AS target"
+        f"UPDATE {job.table} AS target"
         f" SET {', '.join(f'{column} = {value}' for column, value in new.items())}"
         f" FROM unnest({', '.join(sources)}) WITH ORDINALITY AS new({', '.join(listed)}, number)"
-        f" WHERE {in_range(walk, batch.after, batch.last, 'target.')} AND {same}{without}"
+        f" WHERE {in_range(job, batch.after, batch.last, 'target.')} AND {same}{without}"
         f" AND ({differs})"
     )
     # A colon of the statement is one; only the marks are parameters.
@@ -397,19 +397,19 @@ def as_one_text(column: Sequence[str | None]) -> tuple[str, str, str]:
     return separator.join([*(null if v is None else v for v in column), null]), separator, null
 
 
-def set_aside(bind: Any, walk: Walk, batch: Batch, failures: Mapping[int, BaseException]) -> None:
+def set_aside(bind: Any, job: Job, batch: Batch, failures: Mapping[int, BaseException]) -> None:
     """Put the rows that failed into datamig.quarantine; or stop, naming the first of them."""
     for number, error in failures.items():
         key, reason = batch.keys[number], in_words(error)
-        row = f"{walk.table}, ({', '.join(walk.key)}) = ({key})"
-        if walk.quarantine_rows is None:
+        row = f"{job.table}, ({', '.join(job.key)}) = ({key})"
+        if job.quarantine_rows is None:
             raise RuntimeError(
                 f"{revision} stopped at {row}: {reason}; repair the row or the function and run"
                 " Alembic again, it goes on here"
             ) from error
-        log.warning("%s: set aside %s: %s", walk.step, row, reason)
+        log.warning("%s: set aside %s: %s", job.step, row, reason)
         state = sqlstate(error) if isinstance(error, DBAPIError) else ""
-        values = (revision, walk.step, walk.table, key, state, reason.replace("\0", "?"))
+        values = (revision, job.step, job.table, key, state, reason.replace("\0", "?"))
         # One after the other, so that each counts what all set aside.
         execute(f"SELECT pg_advisory_xact_lock(hashtext('{revision} aside'))", bind)
         execute(
@@ -417,12 +417,12 @@ def set_aside(bind: Any, walk: Walk, batch: Batch, failures: Mapping[int, BaseEx
             " ON CONFLICT DO NOTHING",
             bind,
         )
-        query = f"SELECT count(*) FROM datamig.quarantine WHERE {this_step(walk.step)}"
+        query = f"SELECT count(*) FROM datamig.quarantine WHERE {this_step(job.step)}"
         aside = execute(query, bind).scalar_one()
-        if aside > walk.quarantine_rows:
+        if aside > job.quarantine_rows:
             raise RuntimeError(
-                f"{revision} gave up: {aside} rows of {walk.table} would be set aside, more than"
-                f" {walk.quarantine_rows}, the last because {reason}"
+                f"{revision} gave up: {aside} rows of {job.table} would be set aside, more than"
+                f" {job.quarantine_rows}, the last because {reason}"
             )
 
 

@@ -15,6 +15,7 @@ import pytest
 from datamig_nb.checks import RowCheck
 from datamig_nb.errors import MigrationError
 from datamig_nb.functions import RowFunction, capture, pasted, require_free_names
+from datamig_nb.migration import Migration
 from datamig_nb.names import TableName
 from datamig_nb.transforms import transform
 from tests import row_functions as rows

@@ -126,7 +126,7 @@ def test_a_cancelled_run_stops_with_a_sentence_and_goes_on_later(
         stopped = running.end()
 
     assert stopped.code == 1
-    assert "c0ffee was cancelled; run Alembic again, it goes on here" in stopped.sentence
+    assert "c0ffee was cancelled at 'clean'; run Alembic again, it goes on here" in stopped.sentence
     assert scanned(large) < ROWS
     ok(project.alembic(large, "upgrade", "head"))
     assert query(large, WRONG) == []
