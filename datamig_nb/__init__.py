@@ -46,6 +46,7 @@ from datamig_nb.rehearse import Rehearsal, rehearse
 from datamig_nb.render import Revision, render
 from datamig_nb.set_aside import SetAside, conflicts, quarantined
 from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step
+from datamig_nb.transforms import transform
 from datamig_nb.validate import ValidationReport, validate
 from datamig_nb.watch import Runs, RunState, cancel, pause, resume, runs
 
@@ -106,6 +107,7 @@ __all__ = [
     "save_html",
     "split_column",
     "sql",
+    "transform",
     "unchanged",
     "unique",
     "validate",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, cast
 
@@ -20,8 +20,10 @@ from datamig_nb.migration import CreateEnum, Migration, Step, added_columns, ste
 from datamig_nb.names import TableName, literal, sqlalchemy_dialect
 from datamig_nb.preflight import definition_query
 from datamig_nb.preview_sql import ColumnType
+from datamig_nb.readable import readable_checks
 from datamig_nb.stages import Found
 from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Sql
+from datamig_nb.transforms import Transform
 
 #: Rows of a table that the migration is going to create.
 NOT_YET = -2
@@ -49,6 +51,8 @@ class Catalog:
     misfits: Mapping[Given, str] = field(default_factory=dict["Given", str])
     #: What the schema steps need to know, by their number in the migration, from 0.
     found: Mapping[int, Found] = field(default_factory=dict[int, Found])
+    #: That Python can hold what transforms read.
+    readable: tuple[RowCheck, ...] = ()
 
     def table(self, name: TableName) -> Table:
         """The table of that name."""
@@ -200,7 +204,16 @@ def read_catalog(db: Database, migration: Migration) -> Catalog:
                 _require_steady_key(step, catalog)
             if isinstance(step, DeleteRows):
                 _require_expression(connection, catalog, step.table, step.where)
-        return _with_types(connection, catalog, migration)
+            if isinstance(step, Transform):
+                _require_transform(connection, step, migration, catalog)
+        readable = tuple(
+            check
+            for step in migration.transforms
+            for expression in step.reads
+            if not catalog.reads_made(expression, step.where or "")
+            for check in readable_checks(connection, step, expression)
+        )
+        return _with_types(connection, replace(catalog, readable=readable), migration)
 
 
 def _require_expression(
@@ -263,6 +276,8 @@ def _tables(step: Step) -> tuple[TableName, ...]:
             return (step.table,)
         case DeleteRows():
             return (step.table, *step.dependants)
+        case Transform():
+            return (step.table,)
         case QueryCheck() | Unchanged() | Sql() | CreateEnum():
             return ()
         case ops.CreateTableOp() | ops.DropTableOp():
@@ -327,8 +342,29 @@ def _require_absent(catalog: Catalog) -> None:
                 )
 
 
-def _require_columns(step: Backfill | KeepInStep, catalog: Catalog) -> None:
-    for column in step.assign:
+def _require_transform(
+    connection: sa.Connection, step: Transform, migration: Migration, catalog: Catalog
+) -> None:
+    _require_columns(step, catalog)
+    _require_steady_key(step, catalog)
+    for expression in (*step.reads, *filter(None, [step.where])):
+        _require_expression(connection, catalog, step.table, expression)
+    for other in migration.steps:
+        if isinstance(other, BackUp) and other.table == step.table:
+            for column in sorted(set(other.columns) & set(step.columns)):
+                raise MigrationError(
+                    f"back_up() keeps what backfills overwrite, but {column!r} of"
+                    f" {str(step.table)!r} is computed by transform()",
+                    "write to a new column, and drop the old one in a later migration",
+                )
+
+
+def _set_by(step: Backfill | KeepInStep | Transform) -> Collection[str]:
+    return step.columns if isinstance(step, Transform) else step.assign
+
+
+def _require_columns(step: Backfill | KeepInStep | Transform, catalog: Catalog) -> None:
+    for column in _set_by(step):
         known = _require_column(step.table, column, catalog)
         if known is not None and known.generated:
             raise MigrationError(
@@ -352,8 +388,8 @@ def _require_repeatable(step: KeepInStep, catalog: Catalog) -> None:
             )
 
 
-def _require_steady_key(step: Backfill, catalog: Catalog) -> None:
-    moved = [column for column in catalog.table(step.table).key if column in step.assign]
+def _require_steady_key(step: Backfill | Transform, catalog: Catalog) -> None:
+    moved = [column for column in catalog.table(step.table).key if column in _set_by(step)]
     if moved:
         raise MigrationError(
             f"{moved[0]!r} is part of the key by which {str(step.table)!r} is walked",

@@ -9,15 +9,25 @@ from types import MappingProxyType
 
 from alembic.operations import ops
 
-from datamig_nb import inlined, kept, preflight, schema, sequence, statements, targets, walks
+from datamig_nb import kept, preflight, schema, sequence, statements, targets, walks
 from datamig_nb.catalog import Catalog
 from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
 from datamig_nb.errors import MissingKeyError
-from datamig_nb.migration import Migration, Step
+from datamig_nb.functions import pasted, require_free_names
+from datamig_nb.migration import Migration, Step, checksum_checks
 from datamig_nb.names import TableName, literal, quote
-from datamig_nb.source import call, expression_constant, one_line, reference, statement_constant
+from datamig_nb.source import (
+    INLINED,
+    bindings,
+    call,
+    expression_constant,
+    one_line,
+    reference,
+    statement_constant,
+)
 from datamig_nb.stages import NoWayBack, Statement
 from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Sql
+from datamig_nb.transforms import Transform
 
 # Stands for the revision's id while the text is written: the id is a hash of that text.  It looks
 # like none, so that no expression holds it by chance.
@@ -41,7 +51,29 @@ class Draft:
     #: Name of the constant of each expression, by its text.
     expressions: dict[str, str] = field(default_factory=dict[str, str])
     #: Names that are taken, those of the inlined functions and constants first.
-    _names: set[str] = field(default_factory=lambda: set(vars(inlined)))
+    _names: set[str] = field(
+        default_factory=lambda: {name for module in INLINED for name in vars(module)}
+    )
+
+    # ------------------------------------------------ functions of rows
+
+    @property
+    def pasted(self) -> str:
+        """The source of the functions that compute rows."""
+        return pasted(step.function for step in self.migration.transforms)
+
+    @property
+    def imports(self) -> tuple[str, ...]:
+        """Import statements that these functions need."""
+        return tuple(s for step in self.migration.transforms for s in step.function.imports)
+
+    def require_free_names(self, others: str) -> None:
+        """Refuse functions of rows whose names mean something else in the rest of the revision."""
+        taken = bindings(others)
+        for step in self.migration.transforms:
+            ours = bindings("\n".join((*step.function.imports, step.function.source)))
+            same = {name for name, bound in ours.items() if taken.get(name) == bound}
+            require_free_names(step.function, set(taken) - same)
 
     # ------------------------------------------------ constants
 
@@ -105,10 +137,17 @@ class Draft:
         for step in self.migration.steps:
             if isinstance(step, Backfill | KeepInStep):
                 self.references(step)
+        for step in self.migration.transforms:
+            self._names.update(step.function.names)
         lines = self._preflight()
         for step in self.migration.steps:
             lines += self._upgrade_step(step)
-        return _function("upgrade", self.migration.name, [*lines, "finish()"])
+        if not self.migration.transforms:
+            return _function("upgrade", self.migration.name, [*lines, "finish()"])
+        done = _step(f"DELETE FROM datamig.own_transaction WHERE revision = '{ID}'")
+        return _function(
+            "upgrade", self.migration.name, [*lines, done, "finish()"], before="online_only()"
+        )
 
     def _preflight(self) -> list[str]:
         steps = self.migration.steps
@@ -119,7 +158,10 @@ class Draft:
         ]
         asked = [check for check in self.migration.checks if check.before]
         asked += walks.early_checks(self.migration, self.catalog)
-        asked += targets.session_checks(self.migration, self.catalog.major)
+        asked += (
+            *self.catalog.readable,
+            *targets.session_checks(self.migration, self.catalog.major),
+        )
         if self.minimum_server > OLDEST_SERVER:
             asked.append(_server_is_new_enough(self.minimum_server))
         checks += [self._failing(check) for check in asked]
@@ -150,6 +192,8 @@ class Draft:
                 return self._delete(step)
             case KeepInStep():
                 return self._keep_in_step(step)
+            case Transform():
+                return self._transform(step)
             case RowCheck(before=False) | QueryCheck(before=False):
                 return [f"require({self.check(*self._failing(step))})"]
             case Unchanged():
@@ -215,6 +259,33 @@ class Draft:
     def _not_begun(self, step: Backfill | DeleteRows) -> str | None:
         later = walks.later_walks(step, self.migration)
         return statements.not_begun(ID, [self._walk_name(other) for other in later])
+
+    def _transform(self, step: Transform) -> list[str]:
+        key = self.catalog.table(step.table).key
+        if not key:
+            raise MissingKeyError(str(step.table))
+        same = [s for s in self.migration.transforms if set(s.columns) & set(step.columns)]
+        name = f"compute {', '.join(step.columns)}"
+        name += f" of {step.table} ({self._number(step)})" if len(same) > 1 else ""
+        arguments = [
+            *(_text(name), _text(step.table.sql), step.function.name),
+            f"key={one_line(repr(tuple(map(quote, key))))}",
+            f"reads={one_line(repr(step.reads))}",
+            f"writes={one_line(repr(tuple(map(quote, step.writes))))}",
+        ]
+        if step.where is not None:
+            arguments.append(f"where={_text(step.where)}")
+        if step.checksum is not None:
+            arguments.append(f"checksum={_text(quote(step.checksum))}")
+        if step.workers > 1:
+            at_once = "in_processes" if step.processes else "in_threads"
+            arguments += [f"workers={step.workers}", f"at_once={at_once}"]
+        if step.vectorized:
+            arguments.append("computes=by_series")
+        if step.quarantine_rows is not None:
+            arguments.append(f"quarantine_rows={step.quarantine_rows}")
+        checks = [f"require({self.check(*self._failing(c))})" for c in checksum_checks(step)]
+        return [f"transform({', '.join(arguments)})", *checks]
 
     def _key(self, step: Backfill, plan: walks.BackfillPlan) -> tuple[str, ...]:
         key = self.catalog.table(step.table).key
@@ -372,6 +443,10 @@ class Draft:
                 lost = [c for c in step.assign if c not in added and c not in kept]
                 if lost:
                     return f"{', '.join(lost)} of {step.table} held values that were not kept"
+            if isinstance(step, Transform):
+                added = self.catalog.added.get(step.table, {})
+                if lost := [column for column in step.columns if column not in added]:
+                    return f"{', '.join(lost)} of {step.table} held values that were not kept"
             if isinstance(step, DeleteRows) and not step.keep:
                 return f"the rows deleted from {step.table} were not kept"
             if isinstance(way := self._way_back_of(step), NoWayBack):
@@ -380,7 +455,7 @@ class Draft:
 
     def _way_back_of(self, step: Step) -> tuple[Statement, ...] | NoWayBack:
         """The statements that take a schema step back; () for other steps."""
-        if isinstance(step, Backfill | InsertRows | DeleteRows | KeepInStep | BackUp):
+        if isinstance(step, Backfill | InsertRows | DeleteRows | KeepInStep | BackUp | Transform):
             return ()
         if isinstance(step, RowCheck | QueryCheck | Unchanged):
             return ()
@@ -407,6 +482,8 @@ class Draft:
             )
         if loose:
             parts.append(f"drops {' and '.join(loose)}, whatever was written there since")
+        if unseen := [", ".join(t.writes) for t in self.migration.transforms if not t.checksum]:
+            parts.append(f"cannot tell whether {', '.join(unseen)} was edited, and drops it anyway")
         if any(isinstance(step, BackUp | DeleteRows | InsertRows) for step in self.migration.steps):
             parts.append(
                 "puts back what was kept, where it was not edited since; datamig.conflict lists"
@@ -424,6 +501,10 @@ class Draft:
             for table in dict.fromkeys(step.table for step in self.migration.backfills)
             for check in self._unedited(table)
         ]
+        for step in self.migration.transforms:
+            for check in checksum_checks(replace(step, where=None, quarantine_rows=None)):
+                held = f"{', '.join(step.writes)} of {step.table} not edited since the upgrade"
+                checks.append(self.check(held, self.catalog.failing(check)))
         lines = [f"preflight({', '.join([_text('downgrade'), *checks])})"]
         for step in reversed(self.migration.steps):
             lines += self._downgrade_step(step)
@@ -557,12 +638,13 @@ class Draft:
         return ["step(CONFLICT)", f"step_once({drop})"]
 
 
-def _function(name: str, purpose: str, statements: Sequence[str]) -> str:
+def _function(name: str, purpose: str, statements: Sequence[str], *, before: str = "") -> str:
     purpose = purpose.replace("\\", "/").replace('"', "'")
     head = f'def {name}() -> None:\n    """{purpose[:1].upper()}{purpose[1:]}."""\n'
     if statements[0].startswith("raise "):
         return f"{head}    raise {call(statements[0].removeprefix('raise '), 4, len('raise '))}"
     body = "\n".join(f"        {call(statement, 8)}" for statement in statements)
+    head += f"    {before}\n" if before else ""
     return f"{head}    with own_commits():\n{body}"
 
 

@@ -23,6 +23,7 @@ from datamig_nb.rehearse import Rehearsal
 from datamig_nb.render import Revision
 from datamig_nb.set_aside import SetAside
 from datamig_nb.steps import Backfill, KeepInStep
+from datamig_nb.transforms import Transform
 from datamig_nb.validate import ValidationReport
 from datamig_nb.watch import Runs
 
@@ -146,6 +147,8 @@ def _sql(step: Step) -> list[tuple[str, str]]:
             where = step.where if isinstance(step, Backfill) else None
             parts = [(f"{column} =", expression) for column, expression in assign.items()]
             return parts if where is None else [*parts, ("only where", where)]
+        case Transform(function=function):
+            return [("", function.source)]
         case RowCheck(failing=failing):
             return [("fails where", failing)]
         case QueryCheck(failing=failing):

@@ -186,11 +186,9 @@ def step(statement: str, check: str = "", undo: str = "", once: str = "SELECT") 
             rows_in_the_way(check, undo)
             raise
         except DBAPIError as error:
-            driver = getattr(error, "orig", None)
-            state = getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None)
-            if state not in ("55P03", "40P01", "40001"):  # no lock to be had, deadlock
+            if sqlstate(error) not in ("55P03", "40P01", "40001"):  # no lock to be had, deadlock
                 raise
-            reason = str(driver).splitlines()[0]
+            reason = str(error.orig).splitlines()[0]
             if attempt == ATTEMPTS:
                 raise RuntimeError(
                     f"{revision} gave up after {ATTEMPTS} attempts: {reason}; find out in"
@@ -199,6 +197,11 @@ def step(statement: str, check: str = "", undo: str = "", once: str = "SELECT") 
             wait = random.uniform(0.5, 1.0) * min(10.0, 0.1 * 2**attempt)
             log.warning("%s, attempt %d, again in %.1f s", reason, attempt, wait)
             time.sleep(wait)
+
+
+def sqlstate(error: DBAPIError) -> str:
+    """PostgreSQL's code of an error, whichever driver it came through; "" where there is none."""
+    return getattr(error.orig, "sqlstate", "") or getattr(error.orig, "pgcode", "") or ""
 
 
 def step_once(statement: str) -> None:
@@ -228,17 +231,17 @@ def rows_in_the_way(check: str, undo: str) -> None:
 
 
 @contextmanager
-def transaction() -> Generator[None]:
+def transaction(bind: Any = None) -> Generator[None]:
     """BEGIN and COMMIT by hand: inside autocommit_block() the driver sends neither."""
-    execute("BEGIN")
+    execute("BEGIN", bind)
     try:
-        execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+        execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'", bind)
         yield
     except BaseException:
-        if not op.get_bind().invalidated:  # else the connection is gone, and its work with it
-            execute("ROLLBACK")
+        if not (bind or op.get_bind()).invalidated:  # else the connection is gone, with its work
+            execute("ROLLBACK", bind)
         raise
-    execute("COMMIT")
+    execute("COMMIT", bind)
 
 
 # ---------------------------------------------------------------- batches
@@ -302,7 +305,7 @@ def go_on(name: str, part: int, bind: Any = None, ended: Event | None = None) ->
         stopped = f"SELECT status, error FROM datamig.run WHERE {this_run(name, part)}"
         require(f"-- {name}: done\n{stopped} AND status <> 'succeeded'")
         return
-    told, shown, began, before = (None, None), 0.0, 0.0, 0
+    heard, shown, began, before = (None, None), 0.0, 0.0, 0
     until = f"clock_timestamp() + interval '{STRETCH_SECONDS} seconds'"
     while ended is None or not ended.is_set():
         execute(walk(name, part, until), bind)
@@ -312,8 +315,8 @@ def go_on(name: str, part: int, bind: Any = None, ended: Event | None = None) ->
         now = time.monotonic()
         if not began or run.status == "paused":  # the rate is that of work, by this process
             began, before = now, run.scanned
-        if (run.status, run.note) != told or (run.status == "running" and now > shown + 2):
-            told, shown = (run.status, run.note), now
+        if (run.status, run.note) != heard or (run.status == "running" and now > shown + 2):
+            heard, shown = (run.status, run.note), now
             rate = (run.scanned - before) / max(now - began, 0.1)
             log.info("%s: %s", name, progress(run, rate))
         if run.status == "succeeded":

@@ -17,8 +17,9 @@ from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
 from datamig_nb.display import Shown
 from datamig_nb.errors import MigrationError
 from datamig_nb.expressions import listed
-from datamig_nb.names import TableName, sqlalchemy_dialect
+from datamig_nb.names import TableName, quote, sqlalchemy_dialect
 from datamig_nb.steps import Backfill, DataStep
+from datamig_nb.transforms import Transform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ SchemaStep: TypeAlias = (
     | ops.CreateCheckConstraintOp
     | ops.DropConstraintOp
 )
-Step: TypeAlias = SchemaStep | CreateEnum | DataStep | RowCheck | QueryCheck | Unchanged
+Step: TypeAlias = SchemaStep | CreateEnum | DataStep | Transform | RowCheck | QueryCheck | Unchanged
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -94,9 +95,15 @@ class Migration(Shown):
         return tuple(step for step in self.steps if isinstance(step, Backfill))
 
     @property
+    def transforms(self) -> tuple[Transform, ...]:
+        """The steps that compute in Python."""
+        return tuple(step for step in self.steps if isinstance(step, Transform))
+
+    @property
     def checks(self) -> tuple[Check, ...]:
-        """The checks among the steps, those before the first write included."""
-        return tuple(step for step in self.steps if isinstance(step, RowCheck | QueryCheck))
+        """The checks among the steps, those before the first write included, and of checksums."""
+        given = (step for step in self.steps if isinstance(step, RowCheck | QueryCheck))
+        return (*given, *(check for step in self.transforms for check in checksum_checks(step)))
 
     def __repr__(self) -> str:
         lines = (f"  {number}. {describe(step)}" for number, step in enumerate(self.steps, 1))
@@ -173,6 +180,18 @@ def _describe_change(step: ops.AlterColumnOp) -> str:
     if step.modify_name is not None:
         changes.append(f"rename {column} to {step.modify_name}")
     return " and ".join(changes)
+
+
+def checksum_checks(step: Transform) -> tuple[RowCheck, ...]:
+    """Whether the table holds what the step's checksums say; none where it has no checksum."""
+    if step.checksum is None:
+        return ()
+    column, digest = quote(step.writes[0]), quote(step.checksum)
+    differs = f"{digest} IS DISTINCT FROM encode(sha256(convert_to({column}::text, 'UTF8')), 'hex')"
+    if step.where is not None or step.quarantine_rows is not None:  # rows that were left out
+        differs = f"{digest} IS NOT NULL AND {differs}"
+    name = f"{step.checksum} of {step.table} is the SHA-256 of {step.writes[0]}"
+    return (RowCheck(name=name, table=step.table, failing=differs),)
 
 
 def step_table(step: SchemaStep) -> TableName:

@@ -15,17 +15,19 @@ import pandas as pd
 import sqlalchemy as sa
 from alembic.operations import ops
 
-from datamig_nb import preview_sql, walks
+from datamig_nb import preview_sql, statements, walks
 from datamig_nb.catalog import NOT_YET, Catalog, read_catalog
 from datamig_nb.checks import RowCheck
 from datamig_nb.database import STATEMENT_TIMEOUT_SECONDS, Database, Table, explained, run
 from datamig_nb.display import Shown, visible
 from datamig_nb.errors import QueryError
+from datamig_nb.expressions import listed
 from datamig_nb.migration import Migration, Step, describe
 from datamig_nb.names import TableName, quote
 from datamig_nb.predicted import foreseen, joined, predicted_rows, rows_before, rows_told
 from datamig_nb.statements import has_equality
 from datamig_nb.steps import Backfill
+from datamig_nb.transforms import Transform
 from datamig_nb.validate import KEYS_SHOWN
 
 #: Pairs of old and new values that a value map holds at most; it says when there are more.
@@ -342,6 +344,8 @@ def _predicted(
     if not any((table, column) in catalog.misfit_columns for table in [name] for column in filled):
         # else checks cannot be read
         conditions += _of_migration(migration, name) + _of_table(connection, table, filled)
+    computed = {column for step in _computing(migration, name) for column in step.columns}
+    conditions = [c for c in conditions if not statements.names_in(c.failing) & computed]
     rows = predicted_rows(name, migration.steps, catalog)
     found: list[Hazard] = []
     if conditions:
@@ -359,7 +363,21 @@ def _predicted(
                         advice=condition.advice,
                     )
                 )
+    found += [
+        Hazard(
+            severity="note",
+            what=f"Python computes {listed(step.columns)} of {name}, which is not previewed",
+            rows=max(0, table.estimated_rows),
+            keys=(),
+            advice=f"call {step.function.name}() on some values, and rehearse",
+        )
+        for step in _computing(migration, name)
+    ]
     return found + _collisions(connection, table, rows, filled)
+
+
+def _computing(migration: Migration, name: TableName) -> list[Transform]:
+    return [step for step in migration.transforms if step.table == name]
 
 
 def _of_migration(migration: Migration, name: TableName) -> list[_Condition]:

@@ -180,7 +180,9 @@ def _carry_out(work: _Work) -> None:
     tables = user_tables(work.clone)
     before = take_snapshot(work.clone, tables)
     backfills = work.revision.migration.backfills
-    named = {*added_columns(work.revision.migration), *(step.table for step in backfills)}
+    written = [(step.table, tuple(step.assign)) for step in backfills]
+    written += [(step.table, step.columns) for step in work.revision.migration.transforms]
+    named = {*added_columns(work.revision.migration), *(table for table, _ in written)}
     holding = with_children(work.clone, named)
     touched = {name for children in holding.values() for name in children}
     work.rows = sum(
@@ -188,9 +190,9 @@ def _carry_out(work: _Work) -> None:
     )
     filled = {
         f"{name}.{column}"
-        for step in backfills
-        for name in holding[step.table]
-        for column in step.assign
+        for table, columns in written
+        for name in holding[table]
+        for column in columns
     }
 
     def unchanged(*, schema: bool) -> str:

@@ -129,7 +129,12 @@ Each step and each batch of rows commits by itself, a batch together with its ro
 stopped at any point, the upgrade goes on where it was when Alembic runs again.  No statement waits
 for a lock longer than LOCK_TIMEOUT or holds a strong one while it reads the table.
 
-Written by datamig_nb; needs Alembic and PostgreSQL {server} or newer, nothing else."""
+Written by datamig_nb; needs {needs} PostgreSQL {server} or newer, nothing else."""
+
+_COMPUTES = """\
+Rows are computed in Python by the code under "Python": Alembic must be connected, --sql is refused.
+
+"""
 
 
 # SQL keeps the lines it was written on, names their length: linters shall not mind.
@@ -140,7 +145,12 @@ def _document(draft: Draft, down_revision: str | None) -> str:
     upgrade, downgrade = draft.upgrade(), draft.downgrade()
     story = "\n\n\n".join((upgrade, downgrade))
     constants = "\n\n".join(draft.constants)
-    parts = machinery(f"{story}\n{constants}")
+    parts = machinery(f"{story}\n{constants}", draft.imports)
+    own = machinery(f"{story}\n{constants}")
+    draft.require_free_names(
+        "\n".join((own.imports, own.settings, story, constants, own.functions, "revision = ID"))
+    )
+    pasted = f"# -------- Python\n\n\n{draft.pasted}\n\n\n" if draft.pasted else ""
     settings = f"\n\n{parts.settings}" if parts.settings else ""
     statements = f"# -------- SQL\n\n{constants}\n\n\n" if constants else ""
     text = f'''"""{_docstring(draft, down_revision)}
@@ -159,7 +169,7 @@ depends_on = None{settings}
 {story}
 
 
-{statements}# -------- functions
+{pasted}{statements}# -------- functions
 
 
 {parts.functions}
@@ -181,11 +191,15 @@ def _docstring(draft: Draft, down_revision: str | None) -> str:
         )
         for number, step in enumerate(draft.migration.steps, 1)
     )
+    packages = sorted({name for step in draft.migration.transforms for name in step.requires})
+    needs = f"Alembic, {', '.join(packages)} and" if packages else "Alembic and"
+    promise = _PROMISE.format(needs=needs, server=draft.minimum_server)
+    if draft.migration.transforms:
+        promise = promise.replace("Written by", f"{_COMPUTES}Written by")
     text = (
         f"{title[:1].upper()}{title[1:]}.\n\nRevision ID: {ID}\n"
         f"Revises: {down_revision or ''}\nCreate Date: {_DATE}\n\nUpgrade\n{steps}\n\n"
-        f"Downgrade\n{textwrap.indent(textwrap.fill(draft.way_back, 96), '    ')}\n\n"
-        f"{_PROMISE.format(server=draft.minimum_server)}"
+        f"Downgrade\n{textwrap.indent(textwrap.fill(draft.way_back, 96), '    ')}\n\n{promise}"
     )
     # The docstring is no place for escapes: what would need one is written in other words.
     text = text.replace("\\", "/").replace('"""', "'''")

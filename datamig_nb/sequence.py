@@ -11,6 +11,7 @@ from datamig_nb.errors import MigrationError
 from datamig_nb.migration import CreateEnum, Step, step_table
 from datamig_nb.names import TableName
 from datamig_nb.steps import Backfill, KeepInStep
+from datamig_nb.transforms import Transform
 
 #: Identity of what a step makes, takes away or needs: kind, table or schema-qualified name, part.
 Thing: TypeAlias = tuple[str, TableName, str]
@@ -124,6 +125,8 @@ def _named(step: Step) -> list[Thing]:
     match step:
         case Backfill(table=table) | KeepInStep(table=table):
             columns = list(step.assign)
+        case Transform(table=table):
+            columns = list(step.columns)
         case ops.AddColumnOp() | ops.CreateCheckConstraintOp():
             table, columns = step_table(step), []
         case ops.AlterColumnOp():

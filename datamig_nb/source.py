@@ -6,16 +6,20 @@ import ast
 import builtins
 import inspect
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from datamig_nb import inlined
+from datamig_nb import inlined, inlined_rows, inlined_transform, inlined_values
 
 WIDTH = 100
 
 # What every revision has: the name is the revision's own, not to be copied.
 _OWN = {"revision"}
+
+#: Modules whose functions are copied, in the order in which a reader meets them.
+INLINED = (inlined, inlined_transform, inlined_rows, inlined_values)
 
 
 def call(code: str, indent: int, before: int = 0) -> str:
@@ -150,8 +154,11 @@ class _Part:
     is_setting: bool
 
 
-def machinery(story: str) -> Machinery:
-    """The functions that the story calls, those that these call, and their imports."""
+def machinery(story: str, imports: Iterable[str] = ()) -> Machinery:
+    """The functions that the story calls, those that these call, and their imports.
+
+    ``imports`` are statements that the story needs beside those.
+    """
     needed = _names(story)
     parts = _parts()
     chosen: set[str] = set()
@@ -161,7 +168,7 @@ def machinery(story: str) -> Machinery:
     functions = [part.text for part in parts if part.name in chosen and not part.is_setting]
     settings = [part.text for part in parts if part.name in chosen and part.is_setting]
     return Machinery(
-        imports=_imports(needed),
+        imports=_imports(needed, imports),
         settings="\n".join(settings),
         functions="\n\n\n".join(functions),
     )
@@ -178,15 +185,20 @@ def _names(code: str) -> frozenset[str]:
 
 @cache
 def _parts() -> tuple[_Part, ...]:
-    text = inspect.getsource(inlined)
+    return tuple(part for module in INLINED for part in _parts_of(inspect.getsource(module)))
+
+
+def _parts_of(text: str) -> Iterable[_Part]:
     lines = text.splitlines()
-    parts: list[_Part] = []
     for node in ast.parse(text).body:
         match node:
-            case ast.FunctionDef(name=name, decorator_list=decorators):
+            case (
+                ast.FunctionDef(name=name, decorator_list=decorators)
+                | ast.ClassDef(name=name, decorator_list=decorators)
+            ):
                 first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
                 setting = False
-            case ast.Assign(targets=[ast.Name(id=name)]):
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
                 first, setting = node.lineno, name.isupper() and node.lineno == node.end_lineno
             case _:
                 continue
@@ -195,33 +207,70 @@ def _parts() -> tuple[_Part, ...]:
         while lines[first - 2].startswith("# ") and "----" not in lines[first - 2]:
             first -= 1
         source = "\n".join(lines[first - 1 : node.end_lineno])
-        parts.append(_Part(name, source, _names(source) - {name}, setting))
-    return tuple(parts)
+        yield _Part(name, source, _names(source) - {name}, setting)
 
 
-def _imports(needed: Iterable[str]) -> str:
-    """The import statements of ``inlined`` that bind one of the names, plain ones first."""
-    wanted = set(needed)
-    groups: dict[bool, list[str]] = {False: [], True: []}
-    for node in ast.parse(inspect.getsource(inlined)).body:
-        if not isinstance(node, ast.Import | ast.ImportFrom):
-            continue
-        module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
-        if module == "__future__" or module is None:
-            continue
-        names = [name for name in node.names if (name.asname or name.name) in wanted]
-        if names:
-            statement = ast.unparse(
-                ast.ImportFrom(module=module, names=names, level=0)
-                if isinstance(node, ast.ImportFrom)
-                else ast.Import(names=names)
-            )
-            groups[module.split(".")[0] in ("alembic", "sqlalchemy")].append(statement)
-    if "postgresql" in wanted:
-        groups[True].append("from sqlalchemy.dialects import postgresql")
-    if "sa" in wanted and "import sqlalchemy as sa" not in groups[True]:
-        groups[True].insert(0, "import sqlalchemy as sa")
-    # As isort orders them: "import x" before "from x import y", each by module.
-    for statements in groups.values():
-        statements.sort(key=lambda line: (line.startswith("from "), line.split()[1]))
+def _imports(needed: Iterable[str], more: Iterable[str]) -> str:
+    """The import statements that bind one of the names, and more; plain ones first."""
+    wanted = {*needed, *(["sa"] if "postgresql" in needed else [])}
+    plain: set[str] = set()
+    names_of: dict[str, set[str]] = {}
+    for bound, module, name in (*_bindings("\n".join(map(inspect.getsource, INLINED))), *_TYPES):
+        if bound in wanted and not module.startswith("datamig_nb"):
+            _add_import(plain, names_of, bound, module, name)
+    for binding in _bindings("\n".join(more)):
+        _add_import(plain, names_of, *binding)
+    lines = sorted((line.split()[1], line) for line in plain)
+    for module, names in sorted(names_of.items()):
+        lines.append((module, f"from {module} import {', '.join(sorted(names, key=_by_type))}"))
+    groups: dict[bool, list[str]] = {True: [], False: []}
+    for module, line in lines:
+        groups[module.split(".")[0] in sys.stdlib_module_names].append(line)
     return "\n\n".join("\n".join(group) for group in groups.values() if group)
+
+
+# Alembic writes these where a column has such a type.
+_TYPES = (("postgresql", "sqlalchemy.dialects", "postgresql"), ("sa", "sqlalchemy", None))
+
+
+def bindings(text: str) -> dict[str, str]:
+    """Name -> what it is, of all that the top level of a module binds: imports and definitions."""
+    found: dict[str, str] = {}
+    for bound, module, name in _bindings(text):
+        top = bound.partition(".")[0]  # "import os.path" binds os
+        found[top] = f"{top if bound == module else module} {name}"
+    for node in ast.parse(text).body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                found[name] = ast.unparse(node)
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                found[name] = ast.unparse(node)
+            case _:
+                pass
+    return found
+
+
+def _bindings(text: str) -> list[tuple[str, str, str | None]]:
+    """Name that is bound, module, and name there (None: the module itself) of top-level imports."""
+    found: list[tuple[str, str, str | None]] = []
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Import):
+            found += [(name.asname or name.name, name.name, None) for name in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module not in (None, "__future__"):
+            found += [(n.asname or n.name, str(node.module), n.name) for n in node.names]
+    return found
+
+
+def _add_import(
+    plain: set[str], names_of: dict[str, set[str]], bound: str, module: str, name: str | None
+) -> None:
+    renamed = "" if bound == (name or module) else f" as {bound}"
+    if name is None:
+        plain.add(f"import {module}{renamed}")
+    else:
+        names_of.setdefault(module, set()).add(f"{name}{renamed}")
+
+
+def _by_type(name: str) -> tuple[bool, bool, str, str]:
+    """As isort orders: constants, then classes, then the rest."""
+    return not name.isupper(), not name[:1].isupper(), name.lower(), name

@@ -16,6 +16,7 @@ from datamig_nb.migration import Migration, Step, step_table
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.statements import indent, names_in, partners, source
 from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Sql
+from datamig_nb.transforms import Transform
 
 Tables = Mapping[TableName, Table]
 
@@ -213,7 +214,7 @@ def session_checks(migration: Migration, major: int) -> tuple[QueryCheck, ...]:
     walked = dict.fromkeys(
         table
         for step in migration.steps
-        if isinstance(step, Backfill | InsertRows | DeleteRows)
+        if isinstance(step, Backfill | InsertRows | DeleteRows | Transform)
         for table in (step.table, *(step.dependants if isinstance(step, DeleteRows) else ()))
         if table not in made
     )

@@ -90,7 +90,7 @@ def is_late(step: Step, earlier: Iterable[Step], catalog: Catalog) -> bool:
 
 def early_checks(migration: Migration, catalog: Catalog) -> list[Check]:
     """What is asked before the first write."""
-    found: list[Check] = []
+    found: list[Check] = [*catalog.readable]
     for number, step in enumerate(migration.steps):
         is_delete = isinstance(step, DeleteRows)
         parts = targets.deletions(step, catalog.tables) if is_delete else (step,)
@@ -144,6 +144,9 @@ def plan(
         if fresh and _in_step(step, migration):
             # What holds something is right: the trigger sees to it.
             look_back = f"{statements.all_null(columns)} AND {differs}"
+    computed = [{*t.columns} for t in migration.transforms if t.table == step.table]
+    if any(columns & set(step.assign) for columns in computed):
+        look_back = None  # what a later step made of the row would be taken for not done
     return BackfillPlan(
         guard=guard,
         look_back=look_back,

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from datamig_nb.database import Database, connect
-from tests.benchmarks import backfill, latency, profile, scale
+from tests.benchmarks import backfill, latency, profile, scale, transform
 
 _ALL: dict[str, Callable[[Database, int], None]] = {
     "backfill": backfill.measure,
     "latency": latency.measure,
     "scale": scale.measure,
     "profile": profile.measure,
+    "transform": transform.measure,
 }
 
 

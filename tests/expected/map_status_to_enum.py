@@ -1,6 +1,6 @@
 """Map status of guide.user to state.
 
-Revision ID: f0147b083de8
+Revision ID: 9bbb09e6a750
 Revises:
 Create Date: (when it was rendered)
 
@@ -44,7 +44,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "f0147b083de8"
+revision = "9bbb09e6a750"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -99,8 +99,8 @@ def downgrade() -> None:
     """Undo: map status of guide.user to state."""
     with own_commits():
         preflight("downgrade", STATE_NOT_EDITED_SINCE_THE_UPGRADE)
-        step('DROP TRIGGER IF EXISTS zz_datamig_f0147b083de8 ON guide."user"')
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_f0147b083de8()")
+        step('DROP TRIGGER IF EXISTS zz_datamig_9bbb09e6a750 ON guide."user"')
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_9bbb09e6a750()")
         step('ALTER TABLE IF EXISTS guide."user" DROP COLUMN IF EXISTS state')
         step("DROP TYPE IF EXISTS guide.user_state")
         forget()
@@ -176,7 +176,7 @@ $datamig$
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_f0147b083de8() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_9bbb09e6a750() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -195,9 +195,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_f0147b083de8
+CREATE OR REPLACE TRIGGER zz_datamig_9bbb09e6a750
 BEFORE INSERT OR UPDATE OF status ON guide."user"
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_f0147b083de8()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_9bbb09e6a750()
 """
 
 STATE_LEFT = f"""
@@ -444,11 +444,9 @@ def step(statement: str, check: str = "", undo: str = "", once: str = "SELECT") 
             rows_in_the_way(check, undo)
             raise
         except DBAPIError as error:
-            driver = getattr(error, "orig", None)
-            state = getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None)
-            if state not in ("55P03", "40P01", "40001"):  # no lock to be had, deadlock
+            if sqlstate(error) not in ("55P03", "40P01", "40001"):  # no lock to be had, deadlock
                 raise
-            reason = str(driver).splitlines()[0]
+            reason = str(error.orig).splitlines()[0]
             if attempt == ATTEMPTS:
                 raise RuntimeError(
                     f"{revision} gave up after {ATTEMPTS} attempts: {reason}; find out in"
@@ -457,6 +455,11 @@ def step(statement: str, check: str = "", undo: str = "", once: str = "SELECT") 
             wait = random.uniform(0.5, 1.0) * min(10.0, 0.1 * 2**attempt)
             log.warning("%s, attempt %d, again in %.1f s", reason, attempt, wait)
             time.sleep(wait)
+
+
+def sqlstate(error: DBAPIError) -> str:
+    """PostgreSQL's code of an error, whichever driver it came through; "" where there is none."""
+    return getattr(error.orig, "sqlstate", "") or getattr(error.orig, "pgcode", "") or ""
 
 
 def rows_in_the_way(check: str, undo: str) -> None:
@@ -468,17 +471,17 @@ def rows_in_the_way(check: str, undo: str) -> None:
 
 
 @contextmanager
-def transaction() -> Generator[None]:
+def transaction(bind: Any = None) -> Generator[None]:
     """BEGIN and COMMIT by hand: inside autocommit_block() the driver sends neither."""
-    execute("BEGIN")
+    execute("BEGIN", bind)
     try:
-        execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+        execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'", bind)
         yield
     except BaseException:
-        if not op.get_bind().invalidated:  # else the connection is gone, and its work with it
-            execute("ROLLBACK")
+        if not (bind or op.get_bind()).invalidated:  # else the connection is gone, with its work
+            execute("ROLLBACK", bind)
         raise
-    execute("COMMIT")
+    execute("COMMIT", bind)
 
 
 def run_batches(name: str, table: str, key: tuple[str, ...], work: str, **more: object) -> None:
@@ -509,7 +512,7 @@ def go_on(name: str, part: int, bind: Any = None, ended: Event | None = None) ->
         stopped = f"SELECT status, error FROM datamig.run WHERE {this_run(name, part)}"
         require(f"-- {name}: done\n{stopped} AND status <> 'succeeded'")
         return
-    told, shown, began, before = (None, None), 0.0, 0.0, 0
+    heard, shown, began, before = (None, None), 0.0, 0.0, 0
     until = f"clock_timestamp() + interval '{STRETCH_SECONDS} seconds'"
     while ended is None or not ended.is_set():
         execute(walk(name, part, until), bind)
@@ -519,8 +522,8 @@ def go_on(name: str, part: int, bind: Any = None, ended: Event | None = None) ->
         now = time.monotonic()
         if not began or run.status == "paused":  # the rate is that of work, by this process
             began, before = now, run.scanned
-        if (run.status, run.note) != told or (run.status == "running" and now > shown + 2):
-            told, shown = (run.status, run.note), now
+        if (run.status, run.note) != heard or (run.status == "running" and now > shown + 2):
+            heard, shown = (run.status, run.note), now
             rate = (run.scanned - before) / max(now - began, 0.1)
             log.info("%s: %s", name, progress(run, rate))
         if run.status == "succeeded":

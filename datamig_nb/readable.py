@@ -1,0 +1,68 @@
+"""Values that Python cannot hold, looked for before a migration's first write.
+
+Among them are ``infinity``, 24:00, the year 10,000, a JSON ``null`` (which would come back as NULL)
+and arrays that do not count from 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import psycopg
+import sqlalchemy as sa
+
+from datamig_nb.checks import RowCheck
+from datamig_nb.transforms import Transform
+
+# Type -> SQL condition of the values {} that Python cannot hold.
+_UNREADABLE = {
+    "date": "{} < '0001-01-01' OR {} > '9999-12-31'",
+    "time": "{} = '24:00'",
+    "timetz": "{}::text LIKE '24:%'",
+    "timestamp": "{} < '0001-01-01' OR {} >= '10000-01-01'",
+    "timestamptz": "{} < '0001-01-02 00:00+00' OR {} >= '9999-12-31 00:00+00'",
+    "json": "json_typeof({}) = 'null'",
+    "jsonb": "jsonb_typeof({}) = 'null'",
+}
+
+# A type behind its domain, that of the elements where it is an array, and whether it is one.
+_KIND = """
+SELECT coalesce(base.typname, element.typname, pg_type.typname), element.oid IS NOT NULL
+  FROM pg_type LEFT JOIN pg_type AS element
+    ON pg_type.typcategory = 'A' AND element.oid = pg_type.typelem
+  LEFT JOIN pg_type AS base ON element.typtype = 'd' AND base.oid = element.typbasetype
+ WHERE pg_type.oid = %s
+"""
+
+
+def readable_checks(
+    connection: sa.Connection, step: Transform, expression: str
+) -> tuple[RowCheck, ...]:
+    """The check that Python can hold what a transform reads; none where it can hold any value."""
+    raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    with raw.cursor() as cursor:
+        cursor.execute(f"SELECT {expression} FROM {step.table.sql} LIMIT 0".encode())
+        column = (cursor.description or [])[0]
+        cursor.execute(_KIND, [column.type_code])
+        ((base, is_array),) = cursor.fetchall()
+    condition = _unreadable(expression, base, is_array=is_array)
+    if condition is None:
+        return ()
+    if step.where is not None:
+        condition = f"({step.where}) AND ({condition})"
+    name = f"Python can hold every {expression} of {step.table} (else read its text, or leave it)"
+    return (RowCheck(name=name, table=step.table, failing=condition, before=True),)
+
+
+def _unreadable(expression: str, base: str, *, is_array: bool) -> str | None:
+    condition = _UNREADABLE.get(base)
+    if not is_array:
+        return condition and condition.replace("{}", f"({expression})")
+    # Lists count from 1; and a list in an array of JSON could be a dimension or a value.
+    found = rf"array_dims({expression}) !~ '^(\[1:[0-9]+\])+$'"
+    if base in ("json", "jsonb"):
+        found += f" OR array_ndims({expression}) > 1"
+    if condition:
+        element = condition.replace("{}", "element")
+        found += f" OR EXISTS (SELECT FROM unnest({expression}) AS element WHERE {element})"
+    return found
