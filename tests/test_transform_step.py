@@ -177,7 +177,7 @@ def test_existing_columns_cannot_be_taken_back_and_the_file_says_so(large: Datab
     assert "raises: untouched of large_table held values that were not kept." in revision.text
     assert "raise RuntimeError(" in revision.story
     with pytest.raises(
-        MigrationError, match="back_up\\(\\) keeps .untouched. of .large_table., but no"
+        MigrationError, match=r"back_up\(\) keeps .untouched. of .large_table., but no"
     ):
         render(large, Migration("Overwrite", back_up("large_table", "untouched"), into_old))
 
