@@ -21,7 +21,6 @@ from datamig_nb.errors import DatamigError
 from datamig_nb.export import Export, export, verify
 from datamig_nb.html import save_html  # its module registers what Jupyter shows
 from datamig_nb.migration import Migration
-from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step
 from datamig_nb.operations import (
     add_column,
     alter_column,
@@ -46,6 +45,7 @@ from datamig_nb.project import create_project
 from datamig_nb.rehearse import Rehearsal, rehearse
 from datamig_nb.render import Revision, render
 from datamig_nb.set_aside import SetAside, conflicts, quarantined
+from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step
 from datamig_nb.validate import ValidationReport, validate
 from datamig_nb.watch import Runs, RunState, cancel, pause, resume, runs
 

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import psycopg
 import sqlalchemy as sa
 from alembic.operations import ops
 from sqlalchemy.dialects import postgresql
 
-from datamig_nb import ddl, statements
+from datamig_nb import ddl, statements, targets
 from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
 from datamig_nb.database import Column, Database, Table, read_table, run
 from datamig_nb.errors import ExpressionError, MigrationError
 from datamig_nb.migration import CreateEnum, Migration, Step, added_columns, step_table
-from datamig_nb.steps import BackUp, Backfill, DeleteRows, InsertRows, KeepInStep, Sql
 from datamig_nb.names import TableName, literal, sqlalchemy_dialect
 from datamig_nb.preflight import definition_query
 from datamig_nb.preview_sql import ColumnType
 from datamig_nb.stages import Found
+from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Sql
 
 #: Rows of a table that the migration is going to create.
 NOT_YET = -2
+
+#: What a backfill gives: table, column and expression.
+Given: TypeAlias = tuple[TableName, str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,10 @@ class Catalog:
     volatile: frozenset[str] = frozenset()
     #: Columns of each query whose rows are inserted.
     selected: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    #: Where the column's type alters what the expression gives: it rounds a number, pads a text.
+    altered: frozenset[Given] = frozenset()
+    #: Where the column does not take what the expression gives, each with the reason.
+    misfits: Mapping[Given, str] = field(default_factory=dict["Given", str])
     #: What the schema steps need to know, by their number in the migration, from 0.
     found: Mapping[int, Found] = field(default_factory=dict[int, Found])
 
@@ -58,6 +66,40 @@ class Catalog:
         enum = TableName(getattr(added.type, "schema", None), str(added.type.name))
         return f"({expression})::{enum.sql}"
 
+    def differs(self, step: Backfill, expressions: Mapping[str, str]) -> str:
+        """Condition: the row does not hold what the step gives it.
+
+        ``expressions`` are those that stand in the statement for the step's own.
+        """
+        columns, values = list[str](), list[str]()
+        for column, text in expressions.items():
+            type = self.column_type(step.table, column).name
+            if (step.table, column, step.assign[column]) in self.altered:
+                text = f"CAST({text} AS {type})"
+            columns.append(statements.comparable(statements.column_of(step, column), type))
+            values.append(statements.comparable(text, type))
+        return statements.differ(columns, values)
+
+    @property
+    def misfit_columns(self) -> frozenset[tuple[TableName, str]]:
+        """Columns that do not take what a backfill gives them."""
+        return frozenset((table, column) for table, column, _ in self.misfits)
+
+    def require_fitting(self) -> None:
+        """Refuse expressions whose values their columns do not take."""
+        for (table, column, text), reason in self.misfits.items():
+            raise ExpressionError(
+                text, f"{column!r} of {str(table)!r} does not take it: {reason}", "cast it yourself"
+            )
+
+    def reads_made(self, *texts: str) -> bool:
+        """Whether an expression names what the migration is yet to make."""
+        made = {column for columns in self.added.values() for column in columns}
+        made |= {
+            name.name for name, known in self.tables.items() if known.estimated_rows == NOT_YET
+        }
+        return any(statements.names_in(text) & made for text in texts)
+
     def column_type(self, table: TableName, column: str) -> ColumnType:
         """The type of a column that is there or that the migration adds."""
         added = self.added.get(table, {}).get(column)
@@ -69,28 +111,33 @@ class Catalog:
             return ColumnType(name=name, labels=tuple(map(literal, added.type.enums)))
         return ColumnType(name=name, length=getattr(added.type, "length", None))
 
-    def implied_checks(self, migration: Migration) -> tuple[RowCheck, ...]:
+    def implied_checks(self, step: Step, migration: Migration) -> tuple[Check, ...]:
         """What the types and constraints of filled columns ask of every row, before any write."""
+        if not isinstance(step, Backfill) or step.walk.quarantine_rows is not None:
+            return ()  # rows that cannot be done are set aside one by one
         not_null = {
-            (TableName(step.schema, step.table_name), step.column_name)
-            for step in migration.steps
-            if isinstance(step, ops.AlterColumnOp) and step.modify_nullable is False
+            (TableName(other.schema, other.table_name), other.column_name)
+            for other in migration.steps
+            if isinstance(other, ops.AlterColumnOp) and other.modify_nullable is False
         }
-        found: list[RowCheck] = []
-        for step in migration.backfills:
-            for column, expression in step.assign.items():
-                wanted: list[tuple[str, str]] = []
-                if (length := self.column_type(step.table, column).length) is not None:
-                    fits = f"every {column} fits into {length} characters"
-                    wanted.append((fits, f"length(({expression})::text) > {length}"))
-                if (step.table, column) in not_null and step.where is None:
-                    wanted.append((f"no {column} becomes NULL", f"({expression}) IS NULL"))
-                for name, failing in wanted:
-                    failing = failing if step.where is None else f"({step.where}) AND {failing}"
-                    found.append(
-                        RowCheck(name=name, table=step.table, failing=failing, before=True)
-                    )
+        found: list[Check] = []
+        for column, expression in step.assign.items():
+            wanted: list[tuple[str, str]] = []
+            if (length := self.column_type(step.table, column).length) is not None:
+                fits = f"every {column} fits into {length} characters"
+                wanted.append((fits, f"length(({expression})::text) > {length}"))
+            if (step.table, column) in not_null and step.where is None:
+                wanted.append((f"no {column} becomes NULL", f"({expression}) IS NULL"))
+            for name, failing in wanted:
+                found.append(self._implied(step, name, failing))
         return tuple(found)
+
+    def _implied(self, step: Backfill, name: str, failing: str) -> Check:
+        if step.using is not None:
+            rows = statements.joined_rows(step, self.tables[step.table].key, failing)
+            return QueryCheck(name=name, failing=rows, before=True)
+        failing = failing if step.where is None else f"({step.where}) AND {failing}"
+        return RowCheck(name=name, table=step.table, failing=failing, before=True)
 
     def failing(self, check: Check) -> str:
         """The query of a check's failing rows, by key where the table has one."""
@@ -128,12 +175,16 @@ def read_catalog(db: Database, migration: Migration) -> Catalog:
                 for number, step in enumerate(migration.steps)
             },
             selected={
-                step.select: _selected(connection, step)
+                step.select: _selected(connection, step, catalog)
                 for step in migration.steps
-                if isinstance(step, InsertRows) and step.table in catalog.tables
+                if isinstance(step, InsertRows)
             },
         )
+        targets.require(migration, catalog.tables)
         for step in migration.steps:
+            if isinstance(step, BackUp):
+                for column in step.columns:
+                    _require_column(step.table, column, catalog)
             if isinstance(step, ops.AlterColumnOp) and step.modify_nullable is False:
                 _require_column(TableName(step.schema, step.table_name), step.column_name, catalog)
             if isinstance(step, Backfill | KeepInStep):
@@ -149,7 +200,7 @@ def read_catalog(db: Database, migration: Migration) -> Catalog:
                 _require_steady_key(step, catalog)
             if isinstance(step, DeleteRows):
                 _require_expression(connection, catalog, step.table, step.where)
-    return catalog
+        return _with_types(connection, catalog, migration)
 
 
 def _require_expression(
@@ -160,9 +211,7 @@ def _require_expression(
     using: str | None = None,
 ) -> None:
     """As :func:`require_expression`; what reads columns yet to be made is left to the rehearsal."""
-    made = {column for columns in catalog.added.values() for column in columns}
-    made |= {name.name for name, known in catalog.tables.items() if known.estimated_rows == NOT_YET}
-    if not statements.names_in(f"{expression} {using or ''}") & made:
+    if not catalog.reads_made(expression, using or ""):
         require_expression(connection, table, expression, using)
 
 
@@ -210,8 +259,10 @@ _RECORD = 2249  # the type oid of a row of several values
 
 def _tables(step: Step) -> tuple[TableName, ...]:
     match step:
-        case Backfill() | KeepInStep() | RowCheck() | BackUp() | InsertRows() | DeleteRows():
+        case Backfill() | KeepInStep() | RowCheck() | BackUp() | InsertRows():
             return (step.table,)
+        case DeleteRows():
+            return (step.table, *step.dependants)
         case QueryCheck() | Unchanged() | Sql() | CreateEnum():
             return ()
         case ops.CreateTableOp() | ops.DropTableOp():
@@ -322,7 +373,7 @@ def _volatile(connection: sa.Connection, migration: Migration) -> frozenset[str]
     words = {
         word
         for step in migration.backfills
-        for expression in (*step.assign.values(), step.using or "")
+        for expression in step.texts
         for word in statements.names_in(expression)
     }
     query = sa.text(
@@ -333,8 +384,27 @@ def _volatile(connection: sa.Connection, migration: Migration) -> frozenset[str]
     return frozenset(found) | (words & _CLOCKS)
 
 
-def _selected(connection: sa.Connection, step: InsertRows) -> tuple[str, ...]:
+def _selected(connection: sa.Connection, step: InsertRows, catalog: Catalog) -> tuple[str, ...]:
     """Names of the query's columns, which must be columns of the table and hold its key."""
+    columns = _named_columns(connection, step, catalog)
+    added = catalog.added.get(step.table, {})
+    for column in columns:
+        if column not in added:
+            catalog.table(step.table).column(column)
+    for column in step.key:
+        if column not in columns:
+            raise MigrationError(
+                f"the query for {str(step.table)!r} has no column {column!r} to be walked by",
+                f"use one of {', '.join(columns)}",
+            )
+    return columns
+
+
+def _named_columns(
+    connection: sa.Connection, step: InsertRows, catalog: Catalog
+) -> tuple[str, ...]:
+    if step.columns is not None:
+        return step.columns
     raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
     query = f"SELECT * FROM {statements.source(step)} LIMIT 0"
     try:
@@ -344,15 +414,72 @@ def _selected(connection: sa.Connection, step: InsertRows) -> tuple[str, ...]:
     except psycopg.Error as error:
         if error.sqlstate in (None, "42501"):
             raise
+        if error.sqlstate in ("42P01", "42703") and catalog.reads_made(step.select):
+            raise MigrationError(
+                f"the query for {str(step.table)!r} reads what the migration is yet to make, so"
+                " the database cannot say its columns",
+                "name them with columns=",
+            ) from error
         raise ExpressionError(
             step.select,
             error.diag.message_primary or str(error),
             "write one SELECT, no ';' at its end, each column named",
         ) from error
-    for column in (*columns, *step.key):
-        if column in step.key and column not in columns:
-            raise MigrationError(
-                f"the query for {str(step.table)!r} has no column {column!r} to be walked by",
-                f"use one of {', '.join(columns)}",
-            )
     return columns
+
+
+# ---------------------------------------------------------------- values and types of columns
+
+# Whole numbers, and the types that hold each of them as it is; texts without a limit to pad to.
+_WHOLE, _HOLD_WHOLE, _TEXTS = {20, 21, 23}, {20, 21, 23, 701, 1700}, {25, 1043}
+_LITERAL = re.compile(r"NULL|TRUE|FALSE|'(?:[^']|'')*'", re.IGNORECASE)
+
+# What PostgreSQL says of a value that it does not put into a column of another type; domains,
+# arrays and what is cast by way of text are left to it.
+_MISFIT = """
+SELECT format('it is of type %s, the expression of type %s',
+              format_type(wanted.oid, NULL), format_type(given.oid, NULL))
+  FROM pg_type AS wanted, pg_type AS given
+ WHERE (wanted.oid, given.oid) = (:wanted, :given) AND wanted.oid <> given.oid
+   AND wanted.typtype IN ('b', 'e') AND given.typtype IN ('b', 'e')
+   AND wanted.typcategory NOT IN ('S', 'A') AND given.typcategory <> 'A'
+   AND NOT EXISTS (SELECT FROM pg_cast
+                    WHERE castsource = given.oid AND casttarget = wanted.oid
+                      AND castcontext <> 'e')
+"""
+
+
+def _with_types(connection: sa.Connection, catalog: Catalog, migration: Migration) -> Catalog:
+    """The catalog with what the columns' types make of the values that backfills give them."""
+    altered: set[Given] = set()
+    misfits: dict[Given, str] = {}
+    for step in migration.backfills:
+        for column, text in step.assign.items():
+            type, given = catalog.column_type(step.table, column), (step.table, column, text)
+            if _LITERAL.fullmatch(text) or type.labels is not None:
+                continue
+            if catalog.reads_made(text, step.using or ""):
+                altered |= set() if type.is_text else {given}
+            else:
+                (wanted, limit), (found, found_limit) = _types(connection, step, type.name, text)
+                is_same = wanted == found and limit in (-1, found_limit)
+                is_text = wanted in _TEXTS and found in _TEXTS
+                is_whole = found in _WHOLE and wanted in _HOLD_WHOLE
+                if not (is_same or is_text or is_whole):
+                    altered.add(given)
+                types = {"wanted": wanted, "given": found}
+                misfit = connection.execute(sa.text(_MISFIT), types).scalar_one_or_none()
+                misfits |= {} if misfit is None else {given: misfit}
+    return replace(catalog, altered=frozenset(altered), misfits=misfits)
+
+
+def _types(
+    connection: sa.Connection, step: Backfill, type: str, text: str
+) -> list[tuple[int, int]]:
+    """Type and its modifier, of the column and of the expression."""
+    raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    source = step.table.sql if step.using is None else f"{step.table.sql}, {step.using}"
+    with raw.cursor() as cursor:
+        cursor.execute(f"SELECT CAST(NULL AS {type}), ({text}) FROM {source} LIMIT 0".encode())
+        assert cursor.pgresult is not None
+        return [(cursor.pgresult.ftype(n), cursor.pgresult.fmod(n)) for n in (0, 1)]

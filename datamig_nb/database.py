@@ -66,6 +66,27 @@ class ForeignKey:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A foreign key that points to a table."""
+
+    name: str
+    child: TableName
+    #: Whether the search path finds the child without its schema.
+    visible: bool
+    columns: tuple[str, ...]
+    parent_columns: tuple[str, ...]
+    #: What a delete of the parent does to the child: ``CASCADE``, ``SET NULL``, ``SET DEFAULT``;
+    #: None where it is refused.
+    on_delete: str | None
+
+    def is_of(self, table: TableName) -> bool:
+        """Whether the child is the table of that name."""
+        if table.schema is None:
+            return self.visible and self.child.name == table.name
+        return self.child == table
+
+
+@dataclass(frozen=True, kw_only=True)
 class Table:
     """A table as the catalog describes it."""
 
@@ -80,6 +101,10 @@ class Table:
     indexed: frozenset[str] = frozenset()
     #: Whether it is a partitioned table.
     partitioned: bool = False
+    #: What it is, where it is no table: ``view``, ``materialized view``, ``foreign table``.
+    kind: str = "table"
+    #: Foreign keys that point to it.
+    referenced_by: tuple[Reference, ...] = ()
     #: The planner's row count; -1 where the table was never analysed.
     estimated_rows: int
     #: Bytes of the table with its indexes and out-of-line values.
@@ -269,6 +294,18 @@ def read_table(connection: sa.Connection, name: TableName) -> Table:
             connection.execute(sa.text(_INDEXED), {"oid": found.oid}).scalars().all()
         ),
         partitioned=found.partitioned,
+        kind=found.kind,
+        referenced_by=tuple(
+            Reference(
+                name=row.name,
+                child=TableName(row.child_schema, row.child_table),
+                visible=row.visible,
+                columns=tuple(row.columns),
+                parent_columns=tuple(row.parent_columns),
+                on_delete=row.on_delete,
+            )
+            for row in connection.execute(sa.text(_REFERENCES), {"oid": found.oid})
+        ),
         estimated_rows=found.estimated_rows,
         total_bytes=found.total_bytes,
     )
@@ -436,6 +473,8 @@ def _libpq(url: sa.URL) -> str:
 _TABLE = """
 SELECT pg_class.oid,
        relkind = 'p' AS partitioned,
+       CASE relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view'
+                    WHEN 'f' THEN 'foreign table' ELSE 'table' END AS kind,
        reltuples::bigint AS estimated_rows,
        pg_total_relation_size(pg_class.oid) AS total_bytes
   FROM pg_class
@@ -504,5 +543,28 @@ SELECT conname AS name,
   JOIN pg_class ON pg_class.oid = confrelid
   JOIN pg_namespace ON pg_namespace.oid = relnamespace
  WHERE conrelid = :oid AND contype = 'f'
+ ORDER BY conname
+"""
+
+# Those of partitions aside, which belong to that of their table.
+_REFERENCES = """
+SELECT conname AS name,
+       nspname AS child_schema,
+       relname AS child_table,
+       pg_table_is_visible(pg_class.oid) AS visible,
+       (SELECT array_agg(attname::text ORDER BY place)
+          FROM unnest(conkey) WITH ORDINALITY AS part (attnum, place)
+          JOIN pg_attribute ON attrelid = conrelid AND pg_attribute.attnum = part.attnum)
+           AS columns,
+       (SELECT array_agg(attname::text ORDER BY place)
+          FROM unnest(confkey) WITH ORDINALITY AS part (attnum, place)
+          JOIN pg_attribute ON attrelid = confrelid AND pg_attribute.attnum = part.attnum)
+           AS parent_columns,
+       CASE confdeltype WHEN 'c' THEN 'CASCADE' WHEN 'n' THEN 'SET NULL'
+                        WHEN 'd' THEN 'SET DEFAULT' END AS on_delete
+  FROM pg_constraint
+  JOIN pg_class ON pg_class.oid = conrelid
+  JOIN pg_namespace ON pg_namespace.oid = relnamespace
+ WHERE confrelid = :oid AND contype = 'f' AND conparentid = 0
  ORDER BY conname
 """

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from alembic.operations import ops
 
-from datamig_nb import inlined, preflight, schema, sequence, statements, walks
+from datamig_nb import inlined, kept, preflight, schema, sequence, statements, targets, walks
 from datamig_nb.catalog import Catalog
 from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
 from datamig_nb.errors import MissingKeyError
 from datamig_nb.migration import Migration, Step
-from datamig_nb.steps import BackUp, Backfill, DeleteRows, InsertRows, KeepInStep, Sql
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.source import call, expression_constant, one_line, reference, statement_constant
 from datamig_nb.stages import NoWayBack, Statement
+from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Sql
 
 # Stands for the revision's id while the text is written: the id is a hash of that text.  It looks
 # like none, so that no expression holds it by chance.
 ID = "q7xz4revkj0w"
+
+#: The oldest PostgreSQL that files are written for.
+OLDEST_SERVER = 14
 
 # An expression that needs no constant.
 _SHORT = re.compile(r"[\w.]{1,63}|'[^'\\\s]{0,20}'")
@@ -97,6 +101,7 @@ class Draft:
 
     def upgrade(self) -> str:
         """The function ``upgrade``."""
+        self.catalog.require_fitting()
         for step in self.migration.steps:
             if isinstance(step, Backfill | KeepInStep):
                 self.references(step)
@@ -112,12 +117,12 @@ class Draft:
             for number, step in enumerate(steps)
             for condition in preflight.preflight(step, steps[:number])
         ]
-        checks += [
-            self._failing(check)
-            for check in (*self.migration.checks, *self.catalog.implied_checks(self.migration))
-            if check.before
-        ]
-        checks += [self._failing(check) for check in self._checks_of_walks()]
+        asked = [check for check in self.migration.checks if check.before]
+        asked += walks.early_checks(self.migration, self.catalog)
+        asked += targets.session_checks(self.migration, self.catalog.major)
+        if self.minimum_server > OLDEST_SERVER:
+            asked.append(_server_is_new_enough(self.minimum_server))
+        checks += [self._failing(check) for check in asked]
         names = [self.check(*check) for check in checks]
         lines = [f"preflight({', '.join([_text('upgrade'), *names])})"]
         for figure in (step for step in steps if isinstance(step, Unchanged)):
@@ -125,28 +130,15 @@ class Draft:
             lines.append(f"remember({_text(figure.name)}, {value})")
         return lines
 
-    def _checks_of_walks(self) -> Iterable[Check]:
-        """What must hold so that a batch does what it should, and to every row."""
-        tables: dict[TableName, None] = {}
-        for step in self.migration.steps:
-            if isinstance(step, Backfill | DeleteRows):
-                tables[step.table] = None
-            if isinstance(step, Backfill) and step.using is not None:
-                key = self.catalog.table(step.table).key
-                name = f"each row of {step.table} has one partner at most"
-                yield QueryCheck(name=name, failing=statements.partners(step, key))
-            if isinstance(step, InsertRows):
-                nulls = " OR ".join(f"{quote(column)} IS NULL" for column in step.key)
-                failing = f"SELECT * FROM {statements.source(step)}\n WHERE {nulls}"
-                name = f"no {' or '.join(step.key)} is NULL in what {step.table} gets"
-                yield QueryCheck(name=name, failing=failing)
-        if tables:
-            hidden = " OR ".join(f"row_security_active({literal(t.sql)})" for t in tables)
-            yield QueryCheck(
-                name="this session sees every row, and has standard_conforming_strings on",
-                failing="SELECT current_user, current_setting('standard_conforming_strings')\n"
-                f" WHERE {hidden}\n    OR current_setting('standard_conforming_strings') <> 'on'",
-            )
+    def _late_checks(self, step: walks.WalkedStep, earlier: Iterable[Step], walk: str) -> list[str]:
+        """Checks right before a walk, made before its first batch and not again."""
+        if not walks.is_late(step, earlier, self.catalog):
+            return []
+        begun = f"SELECT FROM datamig.run WHERE (revision, step) = ('{ID}', {literal(walk)})"
+        return [
+            f"require({self.check(*self._failing(check))}, unless={_text(begun)})"
+            for check in walks.asked(step, self.migration, self.catalog)
+        ]
 
     def _upgrade_step(self, step: Step) -> list[str]:
         match step:
@@ -163,11 +155,11 @@ class Draft:
             case Unchanged():
                 return [f"require({self.check(f'{step.name} unchanged', _differs_now(step))})"]
             case BackUp() | RowCheck() | QueryCheck():
-                return []
+                return []  # in the backfills, and in the preflight
             case _:
                 found = self.catalog.found[self._number(step) - 1]
-                statements = schema.upgrade_statements(step, found)
-                return [self._statement(each, once=_takes_away(step)) for each in statements]
+                sent = schema.upgrade_statements(step, found)
+                return [self._statement(each, once=_takes_away(step)) for each in sent]
 
     def _statement(self, statement: Statement, *, once: bool) -> str:
         """The line of the story that sends a statement of a schema step."""
@@ -186,45 +178,50 @@ class Draft:
         words = re.sub(r"(?s)^DO \$datamig\$\nBEGIN\s+IF .*? THEN\s+", "", statement)
         return self.constant(words[:60], statement)
 
+    def _earlier(self, step: Step) -> tuple[Step, ...]:
+        return self.migration.steps[: self._number(step) - 1]
+
     def _backfill(self, step: Backfill) -> list[str]:
         expressions = self.references(step)
         plan = walks.plan(step, expressions, self.migration, self.catalog)
-        lines: list[str] = []
-        wish = f"fill {' '.join(step.assign)}"
-        if kept := self._kept(step):
-            lines = [
-                f"step({self.constant(f'keep {n}', s)})"
-                for n, s in zip(("values", "key"), statements.keep_values(kept), strict=True)
-            ]
-            update = statements.update_batch_keeping(step, expressions, plan.guard, kept)
+        name = self._walk_name(step)
+        lines = self._late_checks(step, self._earlier(step), name)
+        if saved := self._kept(step):
+            lines += self._keep_values(saved)
+            returning = self.minimum_server >= kept.RETURNS_OLD
+            keeping = kept.update_batch_returning if returning else kept.update_batch_keeping
+            update = keeping(step, expressions, plan.guard, saved)
         else:
             update = statements.update_batch(step, expressions, plan.guard)
         more = walks.options(step.walk, self._hold(step))
         if plan.look_back is not None:
-            left = self.constant(
-                f"{' '.join(step.assign)} left", statements.remaining(step, plan.look_back)
-            )
-            more["remaining"] = left
-        if plan.woven is not None and not kept:
+            key, aside = self.catalog.table(step.table).key, None
+            if step.walk.quarantine_rows is not None:
+                aside = statements.set_aside(step, key, ID, name)
+            left = statements.remaining(step, plan.look_back, self._not_begun(step), aside)
+            more["remaining"] = self.constant(f"{' '.join(step.assign)} left", left)
+        if plan.woven is not None and not saved:
             more["woven"] = _text(plan.woven)
             if step.walk.connections > 1:
                 more["connections"] = str(step.walk.connections)
-        return [
-            *lines,
-            self._run(
-                self._walk_name(step),
-                step.table,
-                self._key(step, plan),
-                self.constant(wish, update),
-                more,
-            ),
-        ]
+        work = self.constant(f"fill {' '.join(step.assign)}", update)
+        return [*lines, self._run(name, step.table, self._key(step, plan), work, more)]
+
+    def _keep_values(self, saved: kept.Kept) -> list[str]:
+        wishes = ("keep values", "keep key")
+        pairs = zip(wishes, kept.keep_values(saved), strict=True)
+        return [f"step({self.constant(wish, statement)})" for wish, statement in pairs]
+
+    def _not_begun(self, step: Backfill | DeleteRows) -> str | None:
+        later = walks.later_walks(step, self.migration)
+        return statements.not_begun(ID, [self._walk_name(other) for other in later])
 
     def _key(self, step: Backfill, plan: walks.BackfillPlan) -> tuple[str, ...]:
         key = self.catalog.table(step.table).key
         if not key and (plan.look_back is None or step.using is not None):
             raise MissingKeyError(str(step.table))
-        name = f"{quote(step.table.name)}." if step.using is not None else ""
+        joined = step.using is not None or self._kept(step) is not None
+        name = f"{quote(step.table.name)}." if joined else ""
         return tuple(f"{name}{quote(column)}" for column in key) or ("ctid",)
 
     def _run(
@@ -246,8 +243,12 @@ class Draft:
             return None
         return self.constant("hold while", statements.hold_query(step.table, step.walk.hold_on))
 
-    def _walk_name(self, step: Backfill) -> str:
-        """Name of a backfill in datamig.run, where each needs a row of its own."""
+    def _walk_name(self, step: walks.WalkedStep) -> str:
+        """Name of a walk in datamig.run, where each needs a row of its own."""
+        if isinstance(step, InsertRows):
+            return f"insert into {step.table} ({self._number(step)})"
+        if isinstance(step, DeleteRows):
+            return f"delete from {step.table} ({self._number(step)})"
         same = [
             other for other in self.migration.backfills if set(other.assign) == set(step.assign)
         ]
@@ -257,53 +258,86 @@ class Draft:
         place = next(number for number, other in enumerate(same, 1) if other is step)
         return f"{name} of {step.table} ({place})"
 
+    @property
+    def minimum_server(self) -> int:
+        """The oldest PostgreSQL that the file runs on; it uses what the one it is made for has."""
+        keeps = any(self._kept(step) for step in self.migration.backfills)
+        newer = keeps and self.catalog.major >= kept.RETURNS_OLD
+        return kept.RETURNS_OLD if newer else OLDEST_SERVER
+
     def _number(self, step: Step) -> int:
         return next(n for n, other in enumerate(self.migration.steps, 1) if other is step)
 
-    def _kept(self, step: Backfill) -> statements.Kept | None:
+    def _kept(self, step: Backfill) -> kept.Kept | None:
         """The table for what the backfill replaces; None where nothing is kept."""
         columns = walks.kept_columns(step, self.migration)
-        table = self.catalog.table(step.table)
         if not columns:
             return None
-        if not table.key:
+        if not self.catalog.table(step.table).key:
             raise MissingKeyError(str(step.table))
-        return statements.Kept(
-            name=f"datamig.kept_{ID}_{self._number(step)}",
-            table=step.table,
-            key=table.key,
-            types={c: self.catalog.column_type(step.table, c).name for c in columns},
+        return self._kept_values(f"datamig.kept_{ID}_{self._number(step)}", step.table, columns)
+
+    def _kept_values(self, name: str, table: TableName, columns: Iterable[str]) -> kept.Kept:
+        return kept.Kept(
+            name=name,
+            table=table,
+            key=self.catalog.table(table).key,
+            types={column: self.catalog.column_type(table, column).name for column in columns},
         )
 
-    def _insert(self, step: InsertRows) -> list[str]:
-        columns = self.catalog.selected.get(step.select, ())
-        kept, lines = self._kept_rows(step), list[str]()
-        if kept is not None:
-            lines = [f"step({self.constant('keep rows', statements.keep_rows(step.table, kept))})"]
-        work = self.constant(
-            f"insert into {step.table.name}", statements.insert_batch(step, columns, kept)
-        )
-        more = {"relation": self.constant(f"rows for {step.table.name}", statements.source(step))}
-        more |= walks.options(step.walk, self._hold(step))
-        name = f"insert into {step.table} ({self._number(step)})"
-        return [*lines, self._run(name, step.table, tuple(map(quote, step.key)), work, more)]
+    def _changed(self, step: InsertRows) -> kept.Kept | None:
+        """The table for values that DO UPDATE replaces; None where it replaces none."""
+        table = self.catalog.table(step.table)
+        added = self.catalog.added.get(step.table, {})
+        columns = [c.name for c in table.columns if not c.computed and c.name not in table.key]
+        if "update" not in (step.on_conflict or "").lower() or not columns:
+            return None
+        name = f"datamig.changed_{ID}_{self._number(step)}"
+        return self._kept_values(name, step.table, [*columns, *added])
 
-    def _kept_rows(self, step: InsertRows | DeleteRows) -> str | None:
+    def _kept_rows(self, step: InsertRows | DeleteRows, place: int = 0) -> str | None:
         """The table for copies of rows that come or go; None where there is no need."""
         if isinstance(step, DeleteRows) and not step.keep:
             return None
-        return f"datamig.kept_{ID}_{self._number(step)}"
+        part = f"_{place}" if place else ""
+        return f"datamig.kept_{ID}_{self._number(step)}{part}"
+
+    def _keep_rows(self, table: TableName, saved: str | None) -> list[str]:
+        if saved is None:
+            return []
+        return [f"step({self.constant('keep rows', kept.keep_rows(table, saved))})"]
+
+    def _insert(self, step: InsertRows) -> list[str]:
+        columns, key = self.catalog.selected[step.select], self.catalog.table(step.table).key
+        saved, changed, name = self._kept_rows(step), self._changed(step), self._walk_name(step)
+        assert saved is not None
+        lines = self._late_checks(step, self._earlier(step), name)
+        lines += self._keep_rows(step.table, saved)
+        lines += [] if changed is None else self._keep_values(changed)
+        insert = kept.insert_batch(step, columns, saved, changed, key)
+        work = self.constant(f"insert into {step.table.name}", insert)
+        more = {"relation": self.constant(f"rows for {step.table.name}", statements.source(step))}
+        more |= walks.options(step.walk, self._hold(step))
+        return [*lines, self._run(name, step.table, tuple(map(quote, step.key)), work, more)]
+
+    def _deletions(self, step: DeleteRows) -> tuple[DeleteRows, ...]:
+        return targets.deletions(step, self.catalog.tables)
 
     def _delete(self, step: DeleteRows) -> list[str]:
-        kept, lines = self._kept_rows(step), list[str]()
-        if kept is not None:
-            lines = [f"step({self.constant('keep rows', statements.keep_rows(step.table, kept))})"]
-        work = self.constant(f"delete from {step.table.name}", statements.delete_batch(step, kept))
-        left = self.constant(f"{step.table.name} left", statements.still_there(step))
-        more = {"remaining": left} | walks.options(step.walk, self._hold(step))
-        key = tuple(map(quote, self.catalog.table(step.table).key)) or ("ctid",)
-        name = f"delete from {step.table} ({self._number(step)})"
-        return [*lines, self._run(name, step.table, key, work, more)]
+        lines, parts = list[str](), self._deletions(step)
+        for place, part in enumerate(parts, 1 - len(parts)):
+            saved = self._kept_rows(step, abs(place))
+            name = f"delete from {part.table} ({self._number(step)})"
+            earlier = (*self._earlier(step), *parts[: place + len(parts) - 1])
+            lines += self._late_checks(part, earlier, name)
+            lines += self._keep_rows(part.table, saved)
+            work = self.constant(f"delete from {part.table.name}", kept.delete_batch(part, saved))
+            left = kept.still_there(part, self._not_begun(step))
+            more = {"remaining": self.constant(f"{part.table.name} left", left)}
+            more |= walks.options(part.walk, self._hold(part))
+            key = tuple(map(quote, self.catalog.table(part.table).key)) or ("ctid",)
+            lines.append(self._run(name, part.table, key, work, more))
+        return lines
 
     def _keep_in_step(self, step: KeepInStep) -> list[str]:
         name, known = self._trigger(step), self.catalog.table(step.table).columns
@@ -312,9 +346,9 @@ class Draft:
             [column.name for column in known],
             self.catalog.row(step.table),
         )
-        function = self.constant(
-            "trigger function", statements.trigger_function(step, self.references(step), name)
-        )
+        types = {c: self.catalog.column_type(step.table, c).name for c in step.assign}
+        text = statements.trigger_function(step, self.references(step), name, types)
+        function = self.constant("trigger function", text)
         trigger = self.constant("trigger", statements.trigger(step, name, read))
         return [
             f"step({function})",
@@ -360,12 +394,19 @@ class Draft:
         if self.irreversible:
             return f"raises: {self.irreversible}."
         parts: list[str] = []
-        names = [f"{', '.join(cs)} of {table}" for table, cs in self.catalog.added.items()]
-        if names:
+        held, loose = list[str](), list[str]()
+        for table, added in self.catalog.added.items():
+            names = walks.columns_held(table, self.migration, self.catalog)
+            held += [f"{', '.join(names)} of {table}"] if names else []
+            others = [column for column in added if column not in names]
+            loose += [f"{', '.join(others)} of {table}"] if others else []
+        if held:
             parts.append(
-                f"drops {' and '.join(names)}, unless a value there was edited since (then it stops"
+                f"drops {' and '.join(held)}, unless a value there was edited since (then it stops"
                 " and names the rows)"
             )
+        if loose:
+            parts.append(f"drops {' and '.join(loose)}, whatever was written there since")
         if any(isinstance(step, BackUp | DeleteRows | InsertRows) for step in self.migration.steps):
             parts.append(
                 "puts back what was kept, where it was not edited since; datamig.conflict lists"
@@ -390,20 +431,20 @@ class Draft:
 
     def _unedited(self, table: TableName) -> list[str]:
         """The check that columns which will be dropped hold nothing that would be lost."""
-        added = self.catalog.added.get(table, {})
-        columns = [
-            column
-            for step in self.migration.backfills
-            if step.table == table and not walks.is_volatile(step, self.catalog)
-            if step.using is None
-            for column in step.assign
-            if column in added
-        ]
+        columns = walks.columns_held(table, self.migration, self.catalog)
         if not columns:
             return []
         filled = {column: self._filled(table, column) for column in columns}
-        query = statements.edited_rows(table, filled, self.catalog.table(table).key)
+        differs = self._differs(table, filled)
+        query = statements.edited_rows(table, filled, differs, self.catalog.table(table).key)
         return [self.check(f"{' and '.join(filled)} not edited since the upgrade", query)]
+
+    def _differs(self, table: TableName, filled: Mapping[str, str]) -> str:
+        types = {column: self.catalog.column_type(table, column).name for column in filled}
+        return statements.differ(
+            [statements.comparable(quote(column), types[column]) for column in filled],
+            [statements.comparable(text, types[column]) for column, text in filled.items()],
+        )
 
     def _filled(self, table: TableName, column: str) -> str:
         """What the upgrade gave a column, as an expression over the row."""
@@ -421,10 +462,12 @@ class Draft:
                 other = given
                 break
             cases.append(f"WHEN ({step.where}) THEN {given}")
-        if not cases:
-            return other
         type = self.catalog.column_type(table, column).name
-        return f"(CASE {' '.join(cases)} ELSE {other} END)::{type}"
+        if cases:
+            return f"(CASE {' '.join(cases)} ELSE {other} END)::{type}"
+        texts = [step.assign[column] for step in steps]
+        altered = any((table, column, text) in self.catalog.altered for text in texts)
+        return f"CAST({other} AS {type})" if altered else other
 
     def _downgrade_step(self, step: Step) -> list[str]:
         match step:
@@ -441,68 +484,77 @@ class Draft:
             case DeleteRows():
                 return self._put_back(step)
             case _:
-                statements = self._way_back_of(step)
-                assert not isinstance(statements, NoWayBack)  # else there is no downgrade
-                return [self._statement(each, once=_takes_away(step)) for each in statements]
+                way = self._way_back_of(step)
+                assert not isinstance(way, NoWayBack)  # else there is no downgrade
+                return [self._statement(each, once=_takes_away(step)) for each in way]
 
     def _restore(self, step: Backfill) -> list[str]:
-        kept = self._kept(step)
-        if kept is None:
+        saved = self._kept(step)
+        if saved is None:
             return []
-        key = tuple(f"kept.{quote(part)}" for part in kept.key)
-        work = self.constant(f"restore {' '.join(kept.types)}", statements.restore_batch(kept))
-        conflicts = self.constant("note conflicts", statements.note_conflicts(kept, ID))
-        more = {"relation": _text(f"{kept.name} AS kept")}
+        role = {} if step.walk.fire_triggers else {"role": '"replica"'}
+        return self._restore_values(saved, self._number(step), role)
+
+    def _restore_values(self, saved: kept.Kept, number: int, more: dict[str, str]) -> list[str]:
+        name = f"restore {', '.join(saved.types)} of {saved.table} ({number})"
+        work = self.constant(f"restore {' '.join(saved.types)}", kept.restore_batch(saved))
+        keys = tuple(f"kept.{quote(part)}" for part in saved.key)
         return [
-            self._run(
-                f"restore {', '.join(kept.types)} ({self._number(step)})",
-                step.table,
-                key,
-                work,
-                more,
-            ),
-            "step(CONFLICT)",
-            f"step({conflicts})",
-            _step(f"DROP TABLE {kept.name}", once=True),
+            self._run_over(name, saved.table, keys, work, saved.name, more),
+            *self._drop_kept(saved.name, kept.note_edited(saved, ID)),
         ]
 
     def _take_out(self, step: InsertRows) -> list[str]:
-        kept, key = self._kept_rows(step), self.catalog.table(step.table).key
-        if kept is None:
-            return []
-        if not key:
-            raise MissingKeyError(str(step.table))
-        work = self.constant("take out", statements.take_out_batch(step.table, key, kept))
-        more = {"relation": _text(f"{kept} AS kept")}
-        keys = tuple(f"kept.{quote(part)}" for part in key)
+        saved, changed, table = (
+            self._kept_rows(step),
+            self._changed(step),
+            self.catalog.table(step.table),
+        )
+        assert saved is not None
+        take_out = kept.take_out_batch(step.table, table.key, saved, table.referenced_by)
+        number, keys = self._number(step), tuple(f"kept.{quote(part)}" for part in table.key)
+        name, work = (
+            f"take rows out of {step.table} ({number})",
+            self.constant("take out", take_out),
+        )
         return [
-            self._run(
-                f"take rows out of {step.table} ({self._number(step)})",
-                step.table,
-                keys,
-                work,
-                more,
-            ),
-            _step(f"DROP TABLE {kept}", once=True),
+            *([] if changed is None else self._restore_values(changed, number, {})),
+            self._run_over(name, step.table, keys, work, saved),
+            *self._drop_kept(saved, kept.note_left(step.table, table.key, saved, ID)),
         ]
 
     def _put_back(self, step: DeleteRows) -> list[str]:
-        kept, table = self._kept_rows(step), self.catalog.table(step.table)
-        assert kept is not None  # else there is no way back
-        columns = [column.name for column in table.columns if not column.computed]
-        work = self.constant("put back", statements.put_back_batch(step.table, columns, kept))
-        more = {"relation": _text(f"{kept} AS kept")}
-        keys = tuple(f"kept.{quote(part)}" for part in table.key) or ("ctid",)
-        return [
-            self._run(
-                f"put rows back into {step.table} ({self._number(step)})",
-                step.table,
-                keys,
-                work,
-                more,
-            ),
-            _step(f"DROP TABLE {kept}", once=True),
-        ]
+        lines = list[str]()
+        for place, part in enumerate(reversed(self._deletions(step))):
+            saved, table = self._kept_rows(step, place), self.catalog.table(part.table)
+            assert saved is not None  # else there is no way back
+            columns = [column.name for column in table.columns if not column.computed]
+            work = self.constant("put back", kept.put_back_batch(part.table, columns, saved))
+            keys = tuple(f"kept.{quote(key)}" for key in table.key) or ("ctid",)
+            name = f"put rows back into {part.table} ({self._number(step)})"
+            note = kept.note_not_back(part.table, table.key, saved, ID) if table.key else None
+            lines.append(self._run_over(name, part.table, keys, work, saved))
+            lines += self._drop_kept(saved, note)
+        return lines
+
+    def _run_over(
+        self,
+        name: str,
+        table: TableName,
+        keys: Sequence[str],
+        work: str,
+        saved: str,
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> str:
+        """A walk over what was kept, ``saved``, that changes the table."""
+        over = {"relation": _text(f"{saved} AS kept"), **more}
+        if keys == ("ctid",):
+            over["heap"] = _text(saved)  # whose pages are walked
+        return self._run(name, table, keys, work, over)
+
+    def _drop_kept(self, saved: str, note: str | None) -> list[str]:
+        drop = self.constant("note conflicts", kept.drop_kept(saved, note))
+        return ["step(CONFLICT)", f"step_once({drop})"]
 
 
 def _function(name: str, purpose: str, statements: Sequence[str]) -> str:
@@ -516,6 +568,14 @@ def _function(name: str, purpose: str, statements: Sequence[str]) -> str:
 
 def _step(statement: str, *, once: bool = False) -> str:
     return f"step{'_once' if once else ''}({_text(statement)})"
+
+
+def _server_is_new_enough(major: int) -> QueryCheck:
+    return QueryCheck(
+        name=f"the server is PostgreSQL {major} or newer",
+        failing="SELECT version()\n"
+        f" WHERE current_setting('server_version_num')::integer < {major}0000",
+    )
 
 
 def _takes_away(step: Step) -> bool:

@@ -36,6 +36,7 @@ SHARED_SECONDS = 0.02  # and what while somebody does, who would have to wait fo
 STRETCH_SECONDS = 0.2  # of batches, before the client looks again whether it is still wanted
 PASSES = 6  # of a woven walk over each window of pages
 WINDOW_PAGES = 3_000
+WOVEN_FROM_PAGES = 1_000  # of a table; a smaller one is walked by its key
 
 
 @contextmanager
@@ -135,6 +136,7 @@ BEGIN
     IF EXISTS ({unless}) THEN
         RETURN;
     END IF;
+    SET LOCAL row_security = off;  -- rather an error than rows unseen
     SELECT count(*), string_agg(row_text, ', ') FILTER (WHERE place <= 5) INTO failing, first
       FROM (SELECT bad_row::text AS row_text, row_number() OVER () AS place FROM (
 {check.strip()}
@@ -160,6 +162,7 @@ def finish() -> None:
 
 def forget() -> None:
     """Remove what was noted of the upgrade, so that it can start afresh."""
+    execute(f"DELETE FROM datamig.quarantine WHERE revision = '{revision}'")
     execute(f"DELETE FROM datamig.run WHERE revision = '{revision}' AND step <> 'downgrade'")
     execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE revision = '{revision}'")
 
@@ -305,7 +308,9 @@ def go_on(name: str, part: int, bind: Any = None, ended: Event | None = None) ->
     until = f"clock_timestamp() + interval '{STRETCH_SECONDS} seconds'"
     while ended is None or not ended.is_set():
         execute(walk(name, part, until), bind)
-        run = execute(f"SELECT * FROM datamig.run WHERE {this_run(name, part)}", bind).one()
+        seen = "status, note, error, rest, total, scanned, changed, batches"
+        query = f"SELECT {seen} FROM datamig.run WHERE {this_run(name, part)}"
+        run = execute(query, bind).one()
         now = time.monotonic()
         if not began or run.status == "paused":  # the rate is that of work, by this process
             began, before = now, run.scanned
@@ -401,13 +406,20 @@ LOOP
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;  -- see the run as it is once it is locked
     began := clock_timestamp();
-    PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true),
+    PERFORM set_config('lock_timeout', '0', true),  -- another session's batch may take long
+            set_config('row_security', 'off', true),  -- rather an error than rows unseen
             set_config('extra_float_digits', '1', true);  -- keys as text are exact
     SELECT * INTO STRICT run FROM datamig.run WHERE {this_run(name, part)} FOR UPDATE;
+    PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true);
     <<batch>>
     BEGIN
         run.rest := 1;
         EXIT batch WHEN run.status <> 'running';
+        IF run.relation LIKE 'datamig.kept%'
+           AND to_regclass(split_part(run.relation, ' ', 1)) IS NULL THEN
+            run.status := 'succeeded';  -- an earlier run put all back, and dropped it
+            EXIT batch;
+        END IF;
         IF run.hold IS NOT NULL THEN
             EXECUTE run.hold INTO run.note;  -- what to wait for, or NULL
             EXIT batch WHEN run.note IS NOT NULL;
@@ -423,10 +435,13 @@ LOOP
             SELECT array_agg(oid), nullif(sum(greatest(reltuples, 0)), 0),
                    max(pg_relation_size(oid)) / current_setting('block_size')::integer
               INTO run.tables, run.total, last_page FROM pg_class JOIN tree ON oid = id;
-            run.passes := CASE WHEN run.rounds = 0 AND run.woven IS NOT NULL AND last_page >= 1000
+            run.passes := CASE WHEN run.rounds = 0 AND run.woven IS NOT NULL
+                                    AND last_page >= {WOVEN_FROM_PAGES}
+                                    AND cardinality(run.tables) = 1
                                THEN {PASSES} ELSE 1 END;
             run.walked_by := CASE WHEN run.passes > 1 THEN '{{ctid}}' ELSE run.key END;
-            run.page_rows := greatest(1, coalesce(run.total, 0) / greatest(1, last_page));
+            run.page_rows := greatest(1, coalesce(run.total, 60 * last_page)
+                                         / greatest(1, last_page));
             IF run.passes > 1 THEN  -- one of several connections has its part of the pages
                 run.page_window := last_page * (run.part - 1) / run.connections;
                 run.cursor := quote_literal(format('(%s,0)', run.page_window));
@@ -452,12 +467,15 @@ LOOP
         IF run.cursor IS NOT DISTINCT FROM run.stop THEN
             n := 0;
             IF run.remaining IS NOT NULL THEN
-                EXECUTE run.remaining INTO n;
-                SELECT n - count(*) INTO n FROM datamig.quarantine
-                 WHERE (revision, step) = (run.revision, run.step);
+                BEGIN
+                    EXECUTE run.remaining INTO n;
+                EXCEPTION WHEN data_exception OR raise_exception THEN
+                    n := 1;  -- the walk will find the row, and name it
+                END;
             END IF;
-            IF n <= 0 OR run.rounds >= {ATTEMPTS} THEN
+            IF n = 0 OR run.rounds >= {ATTEMPTS} THEN
                 run.status := 'succeeded';
+                run.note := CASE WHEN n > 0 THEN n || ' rows written meanwhile are not done' END;
             ELSE
                 run.rounds := run.rounds + 1;
                 run.cursor := NULL;
@@ -520,12 +538,13 @@ LOOP
                                     ' the lock', run.error);
             END IF;
             EXIT batch;
-        ELSIF state ~ '^(22|23|P0001)' AND run.suspects <> 1 THEN
-            -- A row in here cannot be done: half of them next, until it is found.
-            EXECUTE format('SELECT count(*) FROM %s WHERE %s', run.relation, span)
-               INTO run.suspects;
-            EXIT batch;
         ELSIF state ~ '^(22|23|P0001)' THEN
+            -- A row in here cannot be done: half of them next, until there are no fewer.
+            EXECUTE format('SELECT count(*) FROM %s WHERE %s', run.relation, span) INTO n;
+            IF run.suspects = 0 OR n < run.suspects THEN
+                run.suspects := n;
+                EXIT batch;
+            END IF;
             EXECUTE format('SELECT ROW(%s)::text FROM %s WHERE %s',
                            array_to_string(run.key, ', '), run.relation, span) INTO key;
             INSERT INTO datamig.quarantine
@@ -557,7 +576,9 @@ LOOP
 
         -- Short batches while others write to the table: they may have to wait for our row locks.
         IF EXISTS (SELECT FROM pg_locks WHERE relation = ANY (run.tables)
-                      AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()) THEN
+                      AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()
+                      AND pid NOT IN (SELECT r.pid FROM datamig.run AS r WHERE r.pid > 0
+                                         AND r.revision = run.revision)) THEN
             run.busy_at := began;
         END IF;
         seconds := extract(epoch FROM clock_timestamp() - began);
@@ -579,8 +600,9 @@ LOOP
            heartbeat_at = clock_timestamp()
      WHERE (r.revision, r.step, r.part) = (run.revision, run.step, run.part);
     COMMIT;
-    EXIT WHEN run.status NOT IN ('running', 'paused') OR clock_timestamp() >= until;
+    EXIT WHEN run.status NOT IN ('running', 'paused');
     PERFORM pg_sleep(run.rest);
+    EXIT WHEN clock_timestamp() >= until;
 END LOOP;
 END
 $datamig$"""

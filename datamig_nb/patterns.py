@@ -14,9 +14,9 @@ from sqlalchemy.dialects import postgresql
 from datamig_nb.checks import allowed_values, no_nulls, rows_check
 from datamig_nb.errors import MigrationError
 from datamig_nb.migration import Migration, Step
-from datamig_nb.steps import backfill, keep_in_step
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.operations import add_column, alter_column, create_check_constraint, create_enum
+from datamig_nb.steps import backfill, keep_in_step
 
 # Spaces that people type and paste: PostgreSQL's \s knows the no-break ones in some locales only.
 _SPACE = r"[\s\u00a0\u2007\u202f]"

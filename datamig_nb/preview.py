@@ -7,27 +7,25 @@ batches will write.  Its checks are evaluated over that result, before there is 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import pandas as pd
-import psycopg
 import sqlalchemy as sa
 from alembic.operations import ops
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import ProgrammingError
 
-from datamig_nb import preview_sql
-from datamig_nb.catalog import Catalog, read_catalog
+from datamig_nb import preview_sql, walks
+from datamig_nb.catalog import NOT_YET, Catalog, read_catalog
 from datamig_nb.checks import RowCheck
 from datamig_nb.database import STATEMENT_TIMEOUT_SECONDS, Database, Table, explained, run
 from datamig_nb.display import Shown, visible
 from datamig_nb.errors import QueryError
-from datamig_nb.expressions import expression_text
-from datamig_nb.migration import Migration, describe
+from datamig_nb.migration import Migration, Step, describe
+from datamig_nb.names import TableName, quote
+from datamig_nb.predicted import foreseen, joined, predicted_rows, rows_before, rows_told
+from datamig_nb.statements import has_equality
 from datamig_nb.steps import Backfill
-from datamig_nb.names import TableName, literal, quote
 from datamig_nb.validate import KEYS_SHOWN
 
 #: Pairs of old and new values that a value map holds at most; it says when there are more.
@@ -176,18 +174,20 @@ def preview(
         with db.read_only("previewing", timeout_seconds=timeout_seconds) as connection:
             hazards = _before(connection, migration, catalog)
             backfills: list[BackfillPreview] = []
-            incomparable: set[tuple[TableName, str]] = set()
-            for step in migration.backfills:
-                reasons = _incomparable(connection, step, catalog)
-                part = _backfill(connection, step, catalog.table(step.table), reasons)
-                hazards += _incomparable_hazards(part.rows, reasons)
-                incomparable.update((step.table, column) for column in reasons)
-                backfills.append(part)
-            for name in catalog.tables:
+            for number, step in enumerate(migration.steps):
+                hazards += _told(connection, step, catalog)
+                if isinstance(step, Backfill) and foreseen(step, catalog):
+                    rows = rows_before(step, migration.steps[:number], catalog)
+                    part = _backfill(connection, step, catalog, rows)
+                    hazards += _misfits(step, part.rows, catalog)
+                    backfills.append(part)
+            for name, table in catalog.tables.items():
+                if table.estimated_rows == NOT_YET:
+                    continue
                 with explained(f"holding the checks against the new rows of {name}", db.url):
-                    hazards += _predicted(connection, migration, catalog, name, incomparable)
+                    hazards += _predicted(connection, migration, catalog, name)
     except QueryError:
-        _name_expression(db, migration, timeout_seconds)
+        _name_expression(db, migration, catalog, timeout_seconds)
         raise
     hazards += [note for part in backfills for note in _merged(part)]
     return Preview(
@@ -198,10 +198,14 @@ def preview(
     )
 
 
-def _name_expression(db: Database, migration: Migration, timeout_seconds: float) -> None:
+def _name_expression(
+    db: Database, migration: Migration, catalog: Catalog, timeout_seconds: float
+) -> None:
     """Raise the error again with the expression that causes it, if it is one of a backfill's."""
     for step in migration.backfills:
         wheres = () if step.where is None else (step.where,)
+        if catalog.reads_made(*step.texts):
+            continue
         for expression in (*wheres, *step.assign.values()):
             what = f"the expression {expression!r} over the rows of {step.table}"
             with db.read_only(what, timeout_seconds=timeout_seconds) as connection:
@@ -212,11 +216,21 @@ def _name_expression(db: Database, migration: Migration, timeout_seconds: float)
 
 
 def _backfill(
-    connection: sa.Connection, step: Backfill, table: Table, incomparable: Iterable[str]
+    connection: sa.Connection, step: Backfill, catalog: Catalog, found: str
 ) -> BackfillPreview:
-    reads = preview_sql.reads(step, table)
-    count = run(connection, preview_sql.count(step, table, incomparable)).one()
-    pairs = run(connection, preview_sql.value_map(step, reads, MAP_ROWS)).all()
+    """What a backfill would do with the rows that it finds, a FROM item."""
+    table = catalog.table(step.table)
+    reads, misfits = preview_sql.reads(step, table), catalog.misfit_columns
+    if step.using is not None:
+        step, found = joined(step, found)
+    as_text = [
+        column
+        for column in step.assign
+        if (step.table, column) in misfits
+        or not has_equality(catalog.column_type(step.table, column).name)
+    ]
+    count = run(connection, preview_sql.count(step, table, as_text, found)).one()
+    pairs = run(connection, preview_sql.value_map(step, reads, MAP_ROWS, found)).all()
     split = len(reads)
     return BackfillPreview(
         table=str(step.table),
@@ -230,17 +244,17 @@ def _backfill(
             MapRow(before=tuple(row[:split]), after=tuple(row[split:-2]), rows=row[-2])
             for row in pairs
         ),
-        samples=_samples(connection, step, table, reads),
+        samples=_samples(connection, step, table, reads, found),
     )
 
 
 def _samples(
-    connection: sa.Connection, step: Backfill, table: Table, reads: tuple[str, ...]
+    connection: sa.Connection, step: Backfill, table: Table, reads: tuple[str, ...], found: str
 ) -> tuple[SampleRow, ...]:
     key = table.key or ("ctid",)
     split = len(key) + len(reads)
     whys: dict[tuple[Any, ...], list[str]] = defaultdict(list)
-    for why, *values in run(connection, preview_sql.samples(step, key, reads)):
+    for why, *values in run(connection, preview_sql.samples(step, key, reads, found)):
         whys[tuple(values)].append(why)
     return tuple(
         SampleRow(
@@ -259,8 +273,8 @@ def _samples(
 def _before(connection: sa.Connection, migration: Migration, catalog: Catalog) -> list[Hazard]:
     """The checks that the revision makes before its first write."""
     found: list[Hazard] = []
-    checks = (*migration.checks, *catalog.implied_checks(migration))
-    for check in (check for check in checks if check.before):
+    asked = [check for check in migration.checks if check.before]
+    for check in (*asked, *walks.early_checks(migration, catalog)):
         failing = catalog.failing(check)
         rows = run(connection, preview_sql.count_and_keys(failing, KEYS_SHOWN)).all()
         if rows:
@@ -279,30 +293,28 @@ def _before(connection: sa.Connection, migration: Migration, catalog: Catalog) -
     return found
 
 
-def _incomparable(connection: sa.Connection, step: Backfill, catalog: Catalog) -> dict[str, str]:
-    """Columns that PostgreSQL does not compare with what they would get, each with its reason."""
-    found: dict[str, str] = {}
-    for column, expression in step.assign.items():
-        type = catalog.column_type(step.table, column)
-        if type.labels is None:  # the type of an enum may not be there yet
-            try:
-                with connection.begin_nested():
-                    run(connection, preview_sql.compare(step, expression, type))
-            except ProgrammingError as error:
-                refusal = cast("psycopg.Error", error.orig)
-                found[column] = refusal.diag.message_primary or str(refusal)
-    return found
+def _told(connection: sa.Connection, step: Step, catalog: Catalog) -> list[Hazard]:
+    """How many rows come, go or are left alone."""
+    told = rows_told(step, catalog)
+    if told is None:
+        return []
+    query, what, advice = told
+    count = run(connection, query).scalar_one()
+    if count == 0:
+        return []
+    return [Hazard(severity="note", what=what, rows=count or 0, advice=advice)]
 
 
-def _incomparable_hazards(rows: int, reasons: Mapping[str, str]) -> list[Hazard]:
+def _misfits(step: Backfill, rows: int, catalog: Catalog) -> list[Hazard]:
     return [
         Hazard(
             severity="stops",
-            what=f"{column} cannot be compared with the values of its expression: {reason}",
+            what=f"{column} does not take the values of its expression: {reason}",
             rows=rows,
             advice=f"cast what is given to {column} yourself, or choose another type",
         )
-        for column, reason in reasons.items()
+        for column, text in step.assign.items()
+        if (reason := catalog.misfits.get((step.table, column, text)))
     ]
 
 
@@ -321,16 +333,16 @@ def _predicted(
     migration: Migration,
     catalog: Catalog,
     name: TableName,
-    incomparable: Collection[tuple[TableName, str]],
 ) -> list[Hazard]:
     """Constraints and checks, held against the rows as the migration would leave them."""
-    table, assign = catalog.table(name), _assigned(migration, catalog, name, incomparable)
-    steps = [step for step in migration.backfills if step.table == name]
+    table = catalog.table(name)
+    steps = [step for step in migration.backfills if step.table == name and foreseen(step, catalog)]
     filled = tuple(dict.fromkeys(column for step in steps for column in step.assign))
     conditions = [c for column in filled for c in _of_type(catalog, name, column)]
-    if not any((name, column) in incomparable for column in filled):  # else checks cannot be read
+    if not any((table, column) in catalog.misfit_columns for table in [name] for column in filled):
+        # else checks cannot be read
         conditions += _of_migration(migration, name) + _of_table(connection, table, filled)
-    rows = preview_sql.predicted(table, assign)
+    rows = predicted_rows(name, migration.steps, catalog)
     found: list[Hazard] = []
     if conditions:
         failing = [condition.failing for condition in conditions]
@@ -348,37 +360,6 @@ def _predicted(
                     )
                 )
     return found + _collisions(connection, table, rows, filled)
-
-
-def _assigned(
-    migration: Migration,
-    catalog: Catalog,
-    name: TableName,
-    incomparable: Collection[tuple[TableName, str]],
-) -> dict[str, str]:
-    """The value of each column that is added or filled, as SQL over the row as it is."""
-    assign = {column: _initial(made) for column, made in catalog.added.get(name, {}).items()}
-    for step in (step for step in migration.backfills if step.table == name):
-        for column, text in step.assign.items():
-            if step.where is not None:
-                kept = assign.get(column, quote(column))
-                as_text = catalog.column_type(name, column).is_text
-                if as_text or (name, column) in incomparable:
-                    text, kept = f"({text})::text", f"{kept}::text"
-                text = f"CASE WHEN ({step.where}) THEN {text} ELSE {kept} END"
-            assign[column] = text
-    return assign
-
-
-def _initial(column: sa.Column[Any]) -> str:
-    """What a new column holds before anything fills it."""
-    default = getattr(column.server_default, "arg", None)
-    text = "NULL" if default is None else expression_text(default)
-    if isinstance(default, str):
-        text = literal(default)
-    if isinstance(column.type, sa.Enum):  # the migration may make the type itself
-        return text
-    return f"CAST({text} AS {column.type.compile(dialect=postgresql.dialect())})"
 
 
 def _of_migration(migration: Migration, name: TableName) -> list[_Condition]:

@@ -42,16 +42,13 @@ def reads(step: Backfill, table: Table) -> tuple[str, ...]:
     return read or table.key or (names[0],)
 
 
-def compare(step: Backfill, expression: str, type: ColumnType) -> str:
-    """Compare nothing of a column's type with nothing of an expression's, as the batches will."""
-    return (
-        f"SELECT CAST(NULL AS {type.name}) IS DISTINCT FROM ({expression})\n"
-        f"  FROM {step.table.sql} LIMIT 0"
-    )
+def count(
+    step: Backfill, table: Table, incomparable: Iterable[str], rows: str | None = None
+) -> str:
+    """Rows that the backfill looks at, and those that it would write.
 
-
-def count(step: Backfill, table: Table, incomparable: Iterable[str]) -> str:
-    """Rows that the backfill looks at, and those that it would write."""
+    Here and below, ``rows`` is a FROM item in the place of the table, under the table's name.
+    """
     changed = " OR ".join(
         f"({text}) IS NOT NULL"  # a column that is not there yet is NULL in every row
         if not table.has(column)
@@ -62,11 +59,11 @@ def count(step: Backfill, table: Table, incomparable: Iterable[str]) -> str:
     )
     return (
         f"SELECT count(*) AS all_rows,\n       count(*) FILTER (WHERE {changed}) AS changed_rows\n"
-        f"  FROM {step.table.sql}{_where(step)}"
+        f"  FROM {rows or step.table.sql}{_where(step)}"
     )
 
 
-def value_map(step: Backfill, reads: Sequence[str], limit: int) -> str:
+def value_map(step: Backfill, reads: Sequence[str], limit: int, rows: str | None = None) -> str:
     """Each combination of old values: the new ones, its rows, and how many combinations."""
     before = [f"{quote(column)}::text" for column in reads]
     after = [f"({indent(text, 8)})::text" for text in step.assign.values()]
@@ -81,12 +78,15 @@ def value_map(step: Backfill, reads: Sequence[str], limit: int) -> str:
     )
     return (
         f"SELECT *, count(*) OVER () FROM (\n"
-        f"SELECT {listed},\n       count(*) AS rows\n  FROM {step.table.sql}{_where(step)}\n"
+        f"SELECT {listed},\n       count(*) AS rows\n"
+        f"  FROM {rows or step.table.sql}{_where(step)}\n"
         f" GROUP BY {places}\n) AS pairs\n ORDER BY rows DESC, {ordered}\n LIMIT {limit}"
     )
 
 
-def samples(step: Backfill, key: Sequence[str], reads: Sequence[str]) -> str:
+def samples(
+    step: Backfill, key: Sequence[str], reads: Sequence[str], found: str | None = None
+) -> str:
     """Rows chosen for a reason: the reason, the key, the old and the new values, as text."""
     columns = {
         **{f"k{n}": quote(column) for n, column in enumerate(key)},
@@ -95,7 +95,7 @@ def samples(step: Backfill, key: Sequence[str], reads: Sequence[str]) -> str:
     }
     listed = ", ".join(f"{text}::text AS {name}" for name, text in columns.items())
     by_key = ", ".join(map(quote, key))
-    rows = f"SELECT {listed}\n  FROM {step.table.sql}"
+    rows = f"SELECT {listed}\n  FROM {found or step.table.sql}"
     parts: list[str] = []
     for column in reads:
         name, of = f"{quote(column)}::text", f" {column}" if len(reads) > 1 else ""
@@ -153,12 +153,12 @@ def evaluate(step: Backfill, expression: str) -> str:
     return f"SELECT count({expression})\n  FROM {step.table.sql}{_where(step)}"
 
 
-def predicted(table: Table, assign: Mapping[str, str]) -> str:
+def predicted(table: Table, assign: Mapping[str, str], rows: str | None = None) -> str:
     """The table's rows as the migration would leave them, under the table's own name."""
     kept = [quote(column.name) for column in table.columns if column.name not in assign]
     new = [f"({indent(text, 8)}) AS {quote(column)}" for column, text in assign.items()]
     listed = ",\n       ".join([*([] if table.key else ["ctid"]), *kept, *new])
-    return f"(SELECT {listed}\n  FROM {table.name.sql}) AS {quote(table.name.name)}"
+    return f"(SELECT {listed}\n  FROM {rows or table.name.sql}) AS {quote(table.name.name)}"
 
 
 def count_each(rows: str, failing: Sequence[str]) -> str:

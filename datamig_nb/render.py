@@ -129,7 +129,7 @@ Each step and each batch of rows commits by itself, a batch together with its ro
 stopped at any point, the upgrade goes on where it was when Alembic runs again.  No statement waits
 for a lock longer than LOCK_TIMEOUT or holds a strong one while it reads the table.
 
-Written by datamig_nb; needs Alembic and PostgreSQL 14 or newer, nothing else."""
+Written by datamig_nb; needs Alembic and PostgreSQL {server} or newer, nothing else."""
 
 
 # SQL keeps the lines it was written on, names their length: linters shall not mind.
@@ -184,7 +184,8 @@ def _docstring(draft: Draft, down_revision: str | None) -> str:
     text = (
         f"{title[:1].upper()}{title[1:]}.\n\nRevision ID: {ID}\n"
         f"Revises: {down_revision or ''}\nCreate Date: {_DATE}\n\nUpgrade\n{steps}\n\n"
-        f"Downgrade\n{textwrap.indent(textwrap.fill(draft.way_back, 96), '    ')}\n\n{_PROMISE}"
+        f"Downgrade\n{textwrap.indent(textwrap.fill(draft.way_back, 96), '    ')}\n\n"
+        f"{_PROMISE.format(server=draft.minimum_server)}"
     )
     # The docstring is no place for escapes: what would need one is written in other words.
     text = text.replace("\\", "/").replace('"""', "'''")

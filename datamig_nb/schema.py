@@ -16,9 +16,9 @@ from datamig_nb import ddl, stages
 from datamig_nb.errors import MigrationError
 from datamig_nb.expressions import expression_text
 from datamig_nb.migration import CreateEnum, SchemaStep, step_table
-from datamig_nb.steps import Sql
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.stages import Condition, Found, NoWayBack, Statement
+from datamig_nb.steps import Sql
 
 #: Steps that are statements, as opposed to batches, triggers and checks.
 StatementStep: TypeAlias = SchemaStep | CreateEnum | Sql

@@ -9,8 +9,8 @@ from alembic.operations import ops
 
 from datamig_nb.errors import MigrationError
 from datamig_nb.migration import CreateEnum, Step, step_table
-from datamig_nb.steps import Backfill, KeepInStep
 from datamig_nb.names import TableName
+from datamig_nb.steps import Backfill, KeepInStep
 
 #: Identity of what a step makes, takes away or needs: kind, table or schema-qualified name, part.
 Thing: TypeAlias = tuple[str, TableName, str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -48,6 +49,12 @@ class Backfill:
     on: str | None = None
     walk: Walk = field(default_factory=Walk)
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All the SQL that it reads by."""
+        more = (self.where, self.using, self.on)
+        return (*self.assign.values(), *(text for text in more if text is not None))
+
     def __str__(self) -> str:
         rows = "every row" if self.where is None else f"rows where {self.where}"
         source = "" if self.using is None else f" from {self.using}"
@@ -64,9 +71,16 @@ class InsertRows:
     select: str
     #: Columns of the query, never NULL, by which it is walked.
     key: tuple[str, ...]
+    #: Columns of the query; None: as the database says.
+    columns: tuple[str, ...] | None = None
     #: What follows ON CONFLICT; None: a row that is there already is an error.
     on_conflict: str | None = None
     walk: Walk = field(default_factory=Walk)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All the SQL that it reads by."""
+        return (self.select,)
 
     def __str__(self) -> str:
         return f"insert rows into {self.table}, in batches by {listed(self.key)}"
@@ -82,11 +96,24 @@ class DeleteRows:
     where: str
     #: Whether the rows are kept in the schema ``datamig``, so that a downgrade brings them back.
     keep: bool = True
+    #: Table whose rows go first, if they refer to one that goes -> the columns that refer to it;
+    #: () for those of its foreign keys.
+    dependants: Mapping[TableName, tuple[str, ...]] = field(
+        default_factory=dict[TableName, tuple[str, ...]]
+    )
     walk: Walk = field(default_factory=Walk)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All the SQL that it reads by."""
+        return (self.where,)
 
     def __str__(self) -> str:
         kept = "kept for the way back" if self.keep else "not kept"
-        return f"delete rows of {self.table} where {self.where}, in batches, {kept}"
+        first = (
+            f"those of {listed([*map(str, self.dependants)])} first, " if self.dependants else ""
+        )
+        return f"delete rows of {self.table} where {self.where}, {first}in batches, {kept}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,32 +228,41 @@ def insert_rows(
     select: str,
     *,
     key: str | Sequence[str],
+    columns: Sequence[str] | None = None,
     on_conflict: str | None = None,
     rest: float = 0.0,
     hold_on: Collection[Signal] = (),
 ) -> InsertRows:
     """Put the rows of a query into a table, in batches, each batch its own transaction.
 
+    The downgrade takes out the rows that were put in and not edited since, restores those that
+    ``DO UPDATE`` changed, and lists in ``datamig.conflict`` what it leaves.
+
     Parameters
     ----------
     select
-        SELECT whose columns are named like the columns of the table that they fill.
+        SELECT whose columns are named like the columns of the table that they fill.  Where it
+        reads that table itself, it sees what batches before have put in.
     key
         Columns of the query by which it is walked; never NULL there.
+    columns
+        Names of the query's columns, needed only where it reads what the migration is yet to
+        make, so that the database cannot say them.
     on_conflict
         ``"nothing"`` passes over rows that the table has already; or what follows ON CONFLICT,
         such as ``"(slug) DO UPDATE SET name = excluded.name"``.
     """
-    columns = (key,) if isinstance(key, str) else tuple(key)
-    if not columns:
+    walked = (key,) if isinstance(key, str) else tuple(key)
+    if not walked:
         raise MigrationError(
             "insert_rows() has no key to walk its query by", "name columns that are never NULL"
         )
     return InsertRows(
         table=TableName.parse(table),
         select=expression_text(select).rstrip("; \n"),
-        key=columns,
-        on_conflict="DO NOTHING" if on_conflict == "nothing" else on_conflict,
+        key=walked,
+        columns=None if columns is None else tuple(columns),
+        on_conflict=_on_conflict(on_conflict),
         walk=_walk("stop", 0, True, rest, hold_on),
     )
 
@@ -236,18 +272,32 @@ def delete_rows(
     where: Expression,
     *,
     keep: bool = True,
+    dependants: Mapping[str, str | Sequence[str]] | tuple[str, ...] = (),
     rest: float = 0.0,
     hold_on: Collection[Signal] = (),
 ) -> DeleteRows:
-    """Remove rows, in batches; children are removed by a step of their own before.
+    """Remove rows, in batches.
 
     The rows are kept in the schema ``datamig`` unless ``keep=False``; the downgrade brings them
     back.  A foreign key that would remove or change rows of other tables with them is refused.
+
+    Parameters
+    ----------
+    dependants
+        Tables whose rows are removed, and kept, before those that they refer to, each table in its
+        own walk: ``("shop.line",)`` goes by the table's foreign keys,
+        ``{"shop.line": "order_id"}`` by columns.  What refers to these in turn is removed by a
+        step of its own before.
     """
+    given = dict.fromkeys(dependants, ()) if isinstance(dependants, tuple) else dependants
     return DeleteRows(
         table=TableName.parse(table),
         where=expression_text(where),
         keep=keep,
+        dependants={
+            TableName.parse(child): (columns,) if isinstance(columns, str) else tuple(columns)
+            for child, columns in given.items()
+        },
         walk=_walk("stop", 0, True, rest, hold_on),
     )
 
@@ -269,6 +319,18 @@ def keep_in_step(table: str, assign: Mapping[str, Expression]) -> KeepInStep:
     that the expressions read, unless it sets one of the columns itself.
     """
     return KeepInStep(table=TableName.parse(table), assign=expressions("keep_in_step", assign))
+
+
+def _on_conflict(text: str | None) -> str | None:
+    if text is None:
+        return None
+    clause = "DO NOTHING" if text == "nothing" else expression_text(text)
+    if not re.search(r"\bdo\s+(nothing|update)\b", clause, re.IGNORECASE):
+        raise MigrationError(
+            f"on_conflict={text!r} does not say what to do",
+            "write 'nothing', or what follows ON CONFLICT, with DO NOTHING or DO UPDATE SET …",
+        )
+    return clause
 
 
 def _walk(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from datamig_nb import statements
+from datamig_nb import statements, targets
 from datamig_nb.catalog import Catalog
-from datamig_nb.migration import Migration
-from datamig_nb.steps import BackUp, Backfill, KeepInStep, Walk
-from datamig_nb.names import quote
+from datamig_nb.checks import Check
+from datamig_nb.migration import Migration, Step
+from datamig_nb.names import TableName, quote
+from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Walk
 
 # Types that hash_record() can hash: by the hash, a woven walk chooses the rows of each pass.
 _WHOLE = ("smallint", "integer", "bigint")
@@ -23,6 +25,10 @@ _HASHED = (
     "timestamp",
     "character",
 )
+
+
+#: Steps that are carried out in batches.
+WalkedStep: TypeAlias = Backfill | InsertRows | DeleteRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +45,80 @@ class BackfillPlan:
 
 def is_volatile(step: Backfill | KeepInStep, catalog: Catalog) -> bool:
     """Whether an expression gives another value each time it is asked."""
-    texts = [*step.assign.values(), (step.using or "") if isinstance(step, Backfill) else ""]
+    texts = step.texts if isinstance(step, Backfill) else step.assign.values()
     return any(statements.names_in(text) & catalog.volatile for text in texts)
 
 
 def reads_what_it_sets(step: Backfill, catalog: Catalog) -> bool:
-    """Whether a second time would change a row again."""
-    row = catalog.row(step.table)
-    texts = "\n".join((*step.assign.values(), step.where or ""))
-    return bool(statements.columns_read(texts, step.assign, row))
+    """Whether a second time would change a row again.
+
+    What ``where`` reads does not matter: a row that meets it no longer is left alone.
+    """
+    texts = (*step.assign.values(), step.using or "", step.on or "")
+    row = catalog.row(step.table) if step.using is None else ""
+    return bool(statements.columns_read("\n".join(texts), step.assign, row))
+
+
+def later_walks(step: Backfill | DeleteRows, migration: Migration) -> list[WalkedStep]:
+    """The later steps whose work would be taken for undone work of this one.
+
+    They write what it reads or writes; once one of them has begun, it must not look back.
+    """
+    place = next(n for n, other in enumerate(migration.steps) if other is step)
+    return [
+        other
+        for other in migration.steps[place + 1 :]
+        if isinstance(other, WalkedStep) and targets.disturbs(other, step)
+    ]
+
+
+# ---------------------------------------------------------------- what is asked of the rows
+
+
+def asked(step: Step, migration: Migration, catalog: Catalog) -> tuple[Check, ...]:
+    """What must hold so that the batches of a step do what they should, and to every row."""
+    implied = catalog.implied_checks(step, migration)
+    return (*implied, *targets.checks(step, catalog.tables))
+
+
+def is_late(step: Step, earlier: Iterable[Step], catalog: Catalog) -> bool:
+    """Whether a step can be asked about only when those before it are done."""
+    if not isinstance(step, WalkedStep):
+        return False
+    return catalog.reads_made(*step.texts) or targets.depends(step, earlier, catalog.tables)
+
+
+def early_checks(migration: Migration, catalog: Catalog) -> list[Check]:
+    """What is asked before the first write."""
+    found: list[Check] = []
+    for number, step in enumerate(migration.steps):
+        is_delete = isinstance(step, DeleteRows)
+        parts = targets.deletions(step, catalog.tables) if is_delete else (step,)
+        for place, part in enumerate(parts):
+            earlier = (*migration.steps[:number], *parts[:place])
+            if not is_late(part, earlier, catalog):
+                found += asked(part, migration, catalog)
+    return found
+
+
+def columns_held(table: TableName, migration: Migration, catalog: Catalog) -> list[str]:
+    """New columns that can be held against their expressions later: those that give them still.
+
+    That is not so where an expression gives another value each time, comes from another table, or
+    reads what the same step or a later one writes.
+    """
+    steps = [step for step in migration.backfills if step.table == table]
+    loose: set[str] = set()
+    for number, step in enumerate(steps):
+        written = [column for other in steps[number:] for column in other.assign]
+        is_moved = statements.columns_read("\n".join(step.texts), written, catalog.row(table))
+        if is_moved or step.using is not None or is_volatile(step, catalog):
+            loose |= {*step.assign}
+    filled = dict.fromkeys(column for step in steps for column in step.assign)
+    return [c for c in filled if c in catalog.added.get(table, {}) and c not in loose]
+
+
+# ---------------------------------------------------------------- how to walk
 
 
 def plan(
@@ -59,12 +130,10 @@ def plan(
     each time, it is done when it holds anything, provided that the columns are new.  Where they
     read what they set, only the cursor of a walk by key knows, and there is no look back.
     """
-    columns = [quote(column) for column in step.assign]
-    if step.using is not None:
-        columns = [f"{quote(step.table.name)}.{column}" for column in columns]
+    columns = [statements.column_of(step, column) for column in step.assign]
     added = catalog.added.get(step.table, {})
     fresh = all(c in added and added[c].server_default is None for c in step.assign)
-    differs = statements.differ(columns, list(expressions.values()))
+    differs = catalog.differs(step, expressions)
     if is_volatile(step, catalog):
         guard = statements.all_null(columns) if fresh else None
         look_back = guard
@@ -75,9 +144,6 @@ def plan(
         if fresh and _in_step(step, migration):
             # What holds something is right: the trigger sees to it.
             look_back = f"{statements.all_null(columns)} AND {differs}"
-    others = [s for s in migration.backfills if s.table == step.table and s is not step]
-    if any(set(other.assign) & set(step.assign) for other in others):
-        look_back = None  # what a later step made of the row would be taken for not done
     return BackfillPlan(
         guard=guard,
         look_back=look_back,

@@ -158,7 +158,8 @@ class Running:
     @property
     def log(self) -> str:
         """What it wrote so far."""
-        return self._file("log").read_text(encoding="utf-8")
+        file = self._file("log")
+        return file.read_text(encoding="utf-8") if file.exists() else ""
 
     def end(self, seconds: float = 120) -> Outcome:
         """Wait for its end."""

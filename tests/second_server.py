@@ -10,7 +10,8 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,68 @@ import sqlalchemy as sa
 DEBIANS = Path("/usr/lib/postgresql/15/bin")
 
 
+@dataclass
+class SecondServer:
+    """A server in a directory of its own, which can be crashed and started again."""
+
+    url: sa.URL
+    _directory: Path
+    _command: list[object]
+    _surroundings: dict[str, Any]
+    _process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready; after a crash it recovers first."""
+        with (self._directory / "log").open("a") as log:
+            self._process = subprocess.Popen(self._command, stderr=log, **self._surroundings)
+        deadline = time.monotonic() + 30
+        while not self._is_ready():
+            assert self._process.poll() is None, "the second server ended"
+            assert time.monotonic() < deadline, "the second server was not ready in time"
+            time.sleep(0.02)
+
+    def crash(self, number: signal.Signals) -> None:
+        """End it without a checkpoint: SIGQUIT for an immediate stop, SIGKILL for all at once."""
+        assert self._process is not None
+        with_children = [self._process.pid]
+        if number == signal.SIGKILL:  # each of them is in a process group of its own
+            listed = subprocess.run(
+                ["pgrep", "-P", str(self._process.pid)], capture_output=True, check=False
+            )
+            with_children += map(int, listed.stdout.split())
+        for process in with_children:
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+        self._process.wait(30)
+
+    def stop(self) -> None:
+        """End its sessions, then itself."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(30)
+
+    def _is_ready(self) -> bool:
+        assert self._process is not None
+        file = self._directory / "data" / "postmaster.pid"
+        lines = file.read_text().split("\n") if file.exists() else []
+        # a crashed one leaves its file behind
+        return lines[:1] == [str(self._process.pid)] and lines[7:8] == ["ready   "]
+
+
 @contextmanager
 def running(programs: Path, password: str | None = None) -> Generator[sa.URL]:
-    """A server with a directory of its own; gone at the end.
+    """The URL of a server with a directory of its own; gone at the end.
 
     Without a password it listens on a socket only and trusts; with one it listens on 127.0.0.1
     too, and asks for it there.
     """
+    with second_server(programs, password) as server:
+        yield server.url
+
+
+@contextmanager
+def second_server(programs: Path, password: str | None = None) -> Generator[SecondServer]:
+    """The same, for who wants to crash it."""
     directory = Path(tempfile.mkdtemp(prefix="dm2-"))
     identity: dict[str, Any] = {}
     if os.geteuid() == 0:  # PostgreSQL does not run as root
@@ -53,27 +109,23 @@ def running(programs: Path, password: str | None = None) -> Generator[sa.URL]:
         **surroundings,
     )
     listen = "127.0.0.1" if password else ""
-    with (directory / "log").open("w") as log:
-        server = subprocess.Popen(
-            [
-                *(programs / "postgres", "-D", data, "-k", directory, "-p", str(port)),
-                *("-c", f"listen_addresses={listen}", "-c", "fsync=off", "-c", "timezone=UTC"),
-            ],
-            stderr=log,
-            **surroundings,
+    if password:
+        url = sa.URL.create(
+            "postgresql", "postgres", password, "127.0.0.1", port, database="postgres"
         )
+    else:
+        query = {"host": str(directory), "port": str(port)}
+        url = sa.URL.create("postgresql", "postgres", database="postgres", query=query)
+    command: list[object] = [
+        *(programs / "postgres", "-D", data, "-k", directory, "-p", str(port)),
+        *("-c", f"listen_addresses={listen}", "-c", "fsync=off", "-c", "timezone=UTC"),
+    ]
+    server = SecondServer(url, directory, command, surroundings)
     try:
-        _wait_until_ready(data / "postmaster.pid", server)
-        if password:
-            yield sa.URL.create(
-                "postgresql", "postgres", password, "127.0.0.1", port, database="postgres"
-            )
-        else:
-            query = {"host": str(directory), "port": str(port)}
-            yield sa.URL.create("postgresql", "postgres", database="postgres", query=query)
+        server.start()
+        yield server
     finally:
-        server.send_signal(signal.SIGINT)  # ends its sessions, then itself
-        server.wait(30)
+        server.stop()
         shutil.rmtree(directory)
 
 
@@ -81,11 +133,3 @@ def _free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
-
-
-def _wait_until_ready(file: Path, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
-    while not (file.exists() and file.read_text().split("\n")[7:8] == ["ready   "]):
-        assert server.poll() is None, "the second server ended"
-        assert time.monotonic() < deadline, "the second server was not ready in time"
-        time.sleep(0.02)

@@ -26,11 +26,11 @@ from datamig_nb import inlined
 from datamig_nb.checks import check
 from datamig_nb.database import Database
 from datamig_nb.migration import Migration, Step
-from datamig_nb.steps import backfill
 from datamig_nb.names import TableName
 from datamig_nb.operations import add_column, create_check_constraint
 from datamig_nb.patterns import map_values
 from datamig_nb.render import Revision, render
+from datamig_nb.steps import backfill
 from tests.alembic_project import PRELOADED, AlembicProject, Outcome, make_project
 from tests.scratch import query, session
 

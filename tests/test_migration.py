@@ -29,9 +29,9 @@ from datamig_nb.database import Database
 from datamig_nb.errors import MigrationError
 from datamig_nb.expressions import expression_text
 from datamig_nb.migration import CreateEnum, Migration, added_columns
-from datamig_nb.steps import Backfill, KeepInStep, backfill, keep_in_step
 from datamig_nb.names import TableName
 from datamig_nb.operations import add_column, alter_column, create_check_constraint, create_enum
+from datamig_nb.steps import Backfill, KeepInStep, backfill, keep_in_step
 
 few = settings(max_examples=50, derandomize=True, deadline=None, database=None)
 

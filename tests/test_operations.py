@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from datamig_nb.ddl import bare
 from datamig_nb.errors import MigrationError
 from datamig_nb.migration import Migration
-from datamig_nb.steps import Sql
 from datamig_nb.operations import (
     add_column,
     alter_column,
@@ -31,6 +30,7 @@ from datamig_nb.operations import (
     rename_table,
     sql,
 )
+from datamig_nb.steps import Sql
 
 OWNED = sa.Table("t", sa.MetaData(), sa.Column("p", sa.Integer, sa.ForeignKey("parent.id")))
 

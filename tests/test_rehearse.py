@@ -15,11 +15,11 @@ from datamig_nb.clone import PREFIX
 from datamig_nb.database import Database
 from datamig_nb.errors import PermissionDeniedError
 from datamig_nb.migration import Migration, Step
-from datamig_nb.steps import backfill
 from datamig_nb.operations import add_column
 from datamig_nb.patterns import split_column
 from datamig_nb.rehearse import Rehearsal, rehearse
 from datamig_nb.render import Revision, render
+from datamig_nb.steps import backfill
 from tests.alembic_project import make_project
 from tests.scratch import query, scratch_database
 

@@ -25,7 +25,6 @@ from datamig_nb import stages
 from datamig_nb.database import Database
 from datamig_nb.errors import MigrationError
 from datamig_nb.migration import Step, step_table
-from datamig_nb.steps import Sql, backfill
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.operations import (
     add_column,
@@ -49,6 +48,7 @@ from datamig_nb.schema import StatementStep, downgrade_statements, upgrade_state
 from datamig_nb.sequence import goes_with_another, require_repeatable
 from datamig_nb.server import binaries
 from datamig_nb.stages import Found, NoWayBack, Statement
+from datamig_nb.steps import Sql, backfill
 from tests.scratch import query, session
 from tests.second_server import DEBIANS, running
 

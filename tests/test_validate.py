@@ -21,9 +21,9 @@ from datamig_nb.checks import (
 from datamig_nb.database import Database
 from datamig_nb.errors import MigrationError, QueryError
 from datamig_nb.migration import Migration, Step
-from datamig_nb.steps import backfill
 from datamig_nb.operations import add_column
 from datamig_nb.patterns import map_values, split_column
+from datamig_nb.steps import backfill
 from datamig_nb.validate import KEYS_SHOWN, CheckResult, ValidationReport, validate
 from tests.scratch import query
 

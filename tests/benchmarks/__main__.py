@@ -1,4 +1,4 @@
-"""Run the measurements: ``python -m tests.benchmarks [backfill | profile] [--rows N]``."""
+"""Run the measurements: ``python -m tests.benchmarks [NAME …] [--rows N]``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from datamig_nb.database import Database, connect
-from tests.benchmarks import backfill, profile
+from tests.benchmarks import backfill, latency, profile, scale
 
 _ALL: dict[str, Callable[[Database, int], None]] = {
     "backfill": backfill.measure,
+    "latency": latency.measure,
+    "scale": scale.measure,
     "profile": profile.measure,
 }
 

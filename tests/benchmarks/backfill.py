@@ -109,7 +109,11 @@ CASES = (
         columns={"email_normal": (sa.Text(), "lower(btrim(email))")},
         goal=0.80,
     ),
-    Case(name="remap a foreign key, woven", columns={"new_id": (sa.Integer(), REMAP)}, goal=0.80),
+    Case(
+        name="remap a foreign key, woven",
+        columns={"new_category_id": (sa.Integer(), REMAP)},
+        goal=0.80,
+    ),
     Case(
         name="update through a join",
         columns={"label": (sa.Text(), "c.label")},

@@ -1,0 +1,141 @@
+"""Rows as the steps of a migration would find and leave them, as FROM items; nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from datamig_nb import kept, preview_sql, targets
+from datamig_nb.catalog import NOT_YET, Catalog
+from datamig_nb.database import Column
+from datamig_nb.expressions import expression_text
+from datamig_nb.migration import Step
+from datamig_nb.names import TableName, literal, quote
+from datamig_nb.statements import columns_read, conditions, names_in, parenthesised, source
+from datamig_nb.steps import Backfill, DeleteRows, InsertRows
+
+
+def foreseen(step: Backfill | InsertRows | DeleteRows, catalog: Catalog) -> bool:
+    """Whether its rows can be read now: none comes from what the migration is yet to make."""
+    tables = [name for name, known in catalog.tables.items() if known.estimated_rows == NOT_YET]
+    if step.table in tables and not isinstance(step, InsertRows):
+        return False
+    made = {name.name for name in tables}
+    for table, columns in catalog.added.items():
+        if isinstance(step, InsertRows) or table != step.table:
+            made |= {*columns} - {*catalog.added.get(step.table, ())}
+    return not any(names_in(text) & made for text in step.texts)
+
+
+def rows_before(step: Backfill, earlier: Iterable[Step], catalog: Catalog) -> str:
+    """The rows that a backfill finds: the table itself, unless it reads what steps before wrote."""
+    before = [
+        other
+        for other in earlier
+        if isinstance(other, Backfill | DeleteRows) and targets.disturbs(other, step)
+    ]
+    if not before and not catalog.reads_made(*step.texts):
+        return step.table.sql
+    return predicted_rows(step.table, before, catalog)
+
+
+def predicted_rows(name: TableName, steps: Iterable[Step], catalog: Catalog) -> str:
+    """The table's rows as these steps would leave them; rows put in are left out."""
+    table = catalog.table(name)
+    new = catalog.added.get(name, {})
+    assign = {column: _initial(made) for column, made in new.items()}
+    rows = name.sql
+    for step in steps:
+        if not isinstance(step, Backfill | DeleteRows) or step.table != name:
+            continue
+        if not foreseen(step, catalog):
+            continue
+        if isinstance(step, DeleteRows) or columns_read("\n".join(step.texts), assign):
+            rows = preview_sql.predicted(table, assign, rows)
+            columns = (*table.columns, *(_column(c) for c in assign if not table.has(c)))
+            table, assign = replace(table, columns=columns), dict[str, str]()
+        if isinstance(step, DeleteRows):
+            rows = (
+                f"(SELECT * FROM {rows}\n WHERE ({step.where}) IS NOT TRUE) AS {quote(name.name)}"
+            )
+        else:
+            for column, text in step.assign.items():
+                before = assign.get(column, quote(column))
+                assign[column] = _value(step, column, text, before, catalog)
+    return preview_sql.predicted(table, assign, rows)
+
+
+def joined(step: Backfill, rows: str) -> tuple[Backfill, str]:
+    """A backfill with partners as one without, over rows that hold its values already."""
+    name = quote(step.table.name)
+    values = {column: quote(f"→ {column}"[:20] + f" {n}") for n, column in enumerate(step.assign)}
+    given = ",\n       ".join(f"({text}) AS {values[c]}" for c, text in step.assign.items())
+    where = conditions(parenthesised(step.on), parenthesised(step.where))
+    item = (
+        f"(SELECT {name}.*,\n       {given}\n  FROM {rows}, {step.using}\n WHERE {where}) AS {name}"
+    )
+    return replace(step, assign=values, where=None, using=None, on=None), item
+
+
+def rows_told(step: Step, catalog: Catalog) -> tuple[str, str, str] | None:
+    """What there is to say of a step's rows: a count query, what is counted, and what follows."""
+    match step:
+        case Backfill() | InsertRows() | DeleteRows() if not foreseen(step, catalog):
+            what = f"rows of {step.table} cannot be foreseen: {step}"
+            return "SELECT NULL::bigint", what, "rehearse it: it reads what is yet to be made"
+        case Backfill(using=str()):
+            partner = f"SELECT FROM {step.using} WHERE {conditions(parenthesised(step.on))}"
+            return (
+                f"SELECT count(*) FROM {step.table.sql}\n WHERE NOT EXISTS ({partner})",
+                f"rows of {step.table} find no partner in {step.using}",
+                "they are left alone",
+            )
+        case InsertRows():
+            after = "" if step.on_conflict is None else f", ON CONFLICT {step.on_conflict}"
+            return (
+                f"SELECT count(*) FROM {source(step)}",
+                f"rows would be put into {step.table}{after}",
+                "the downgrade takes them out, unless they were edited",
+            )
+        case DeleteRows():
+            return (
+                kept.still_there(step),
+                f"rows would be deleted from {step.table}",
+                "the downgrade brings them back" if step.keep else "they are not kept",
+            )
+        case _:
+            return None
+
+
+def _value(step: Backfill, column: str, text: str, before: str, catalog: Catalog) -> str:
+    """A column's value after a step, over the row before it."""
+    condition = step.where
+    if step.using is not None:
+        where = conditions(parenthesised(step.on), parenthesised(step.where))
+        text = f"(SELECT {text} FROM {step.using} WHERE {where} LIMIT 1)"
+        condition = f"EXISTS (SELECT FROM {step.using} WHERE {where})"
+    if condition is None:
+        return text
+    is_text = catalog.column_type(step.table, column).is_text
+    if is_text or (step.table, column) in catalog.misfit_columns:
+        text, before = f"({text})::text", f"{before}::text"
+    return f"CASE WHEN ({condition}) THEN {text} ELSE {before} END"
+
+
+def _column(name: str) -> Column:
+    return Column(name=name, type="", not_null=False, length=None, generated=False)
+
+
+def _initial(column: sa.Column[Any]) -> str:
+    """What a new column holds before anything fills it."""
+    default = getattr(column.server_default, "arg", None)
+    text = "NULL" if default is None else expression_text(default)
+    if isinstance(default, str):
+        text = literal(default)
+    if isinstance(column.type, sa.Enum):  # the migration may make the type itself
+        return text
+    return f"CAST({text} AS {column.type.compile(dialect=postgresql.dialect())})"

@@ -1,0 +1,274 @@
+"""What data steps ask of their tables: refused where the catalog shows it, else checked first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from alembic.operations import ops
+
+from datamig_nb import kept
+from datamig_nb.checks import QueryCheck
+from datamig_nb.database import Reference, Table
+from datamig_nb.errors import MigrationError
+from datamig_nb.expressions import listed
+from datamig_nb.migration import Migration, Step, step_table
+from datamig_nb.names import TableName, literal, quote
+from datamig_nb.statements import indent, names_in, partners, source
+from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Sql
+
+Tables = Mapping[TableName, Table]
+
+
+# ---------------------------------------------------------------- refused
+
+
+def require(migration: Migration, tables: Tables) -> None:
+    """Refuse data steps that their tables do not allow.
+
+    Raises
+    ------
+    MigrationError
+        If a target is no table, nothing overwrites what is to be kept, a foreign key would not be
+        checked or would act unseen, or rows put in could not be found again.
+    """
+    for number, step in enumerate(migration.steps):
+        if isinstance(step, Backfill | InsertRows | DeleteRows | BackUp | KeepInStep):
+            _require_table(tables[step.table])
+        if isinstance(step, Backfill) and not step.walk.fire_triggers:
+            _require_no_foreign_key(step, tables[step.table])
+        if isinstance(step, BackUp):
+            _require_backfill(step, migration)
+        if isinstance(step, InsertRows):
+            _require_key(tables[step.table])
+        if isinstance(step, DeleteRows):
+            for each in deletions(step, tables):
+                _require_no_silent_change(each, tables, migration.steps[:number], step.dependants)
+
+
+def _require_table(table: Table) -> None:
+    if table.kind != "table":
+        advice = "name the tables beneath it" if "view" in table.kind else "migrate it where it is"
+        raise MigrationError(f"{str(table.name)!r} is a {table.kind}, not a table", advice)
+
+
+def _require_no_foreign_key(step: Backfill, table: Table) -> None:
+    keys = [(key.name, key.columns) for key in table.foreign_keys]
+    keys += [(key.name, key.parent_columns) for key in table.referenced_by]
+    for name, columns in keys:
+        if set(columns) & set(step.assign):
+            raise MigrationError(
+                f"{listed(columns)} of {str(table.name)!r} is part of the foreign key {name!r},"
+                " which PostgreSQL checks by a trigger: fire_triggers=False would switch it off",
+                "leave fire_triggers=False out",
+            )
+
+
+def _require_backfill(step: BackUp, migration: Migration) -> None:
+    for column in step.columns:
+        if not any(b.table == step.table and column in b.assign for b in migration.backfills):
+            raise MigrationError(
+                f"back_up() keeps {column!r} of {str(step.table)!r}, but no backfill sets it",
+                "name a column that one does",
+            )
+
+
+def _require_key(table: Table) -> None:
+    if not table.key:
+        raise MigrationError(
+            f"table {str(table.name)!r} has no key, so the downgrade could not find the rows that"
+            " insert_rows() puts in",
+            "give it a primary key, or send the INSERT with sql()",
+        )
+
+
+def _require_no_silent_change(
+    step: DeleteRows,
+    tables: Tables,
+    earlier: Sequence[Step],
+    dependants: Iterable[TableName],
+) -> None:
+    for reference in tables[step.table].referenced_by:
+        if reference.on_delete is None or _is_prepared(reference, earlier, dependants):
+            continue
+        raise MigrationError(
+            f"the foreign key {reference.name!r} of {str(reference.child)!r} says ON DELETE"
+            f" {reference.on_delete}: rows there would change with those deleted from"
+            f" {str(step.table)!r}, and not be kept",
+            "name the table in dependants=, or see to these rows in a step before",
+        )
+
+
+def _is_prepared(
+    reference: Reference, earlier: Sequence[Step], dependants: Iterable[TableName]
+) -> bool:
+    """Whether a step before sees to the rows that refer to those that go."""
+    removed = [
+        table
+        for step in earlier
+        if isinstance(step, DeleteRows)
+        for table in (step.table, *step.dependants)
+    ]
+    repointed = [
+        step.table
+        for step in earlier
+        if isinstance(step, Backfill) and set(reference.columns) & set(step.assign)
+    ]
+    unknown = any(isinstance(step, Sql) for step in earlier)
+    return unknown or any(map(reference.is_of, (*dependants, *removed, *repointed)))
+
+
+# ---------------------------------------------------------------- children first
+
+
+def deletions(step: DeleteRows, tables: Tables) -> tuple[DeleteRows, ...]:
+    """The step as walks over one table each: those of its dependants first.
+
+    Raises
+    ------
+    MigrationError
+        If a dependant has no foreign key to the table, or not as many columns as its key.
+    """
+    children = tuple(
+        DeleteRows(
+            table=table,
+            where="\n OR ".join(
+                kept.children(step, each) for each in _references(step, table, tables)
+            ),
+            keep=step.keep,
+            walk=step.walk,
+        )
+        for table in step.dependants
+    )
+    return (*children, replace(step, dependants={}))
+
+
+def _references(step: DeleteRows, child: TableName, tables: Tables) -> list[Reference]:
+    parent, columns = tables[step.table], step.dependants[child]
+    known = [reference for reference in parent.referenced_by if reference.is_of(child)]
+    if not columns and known:
+        return known
+    for column in columns:
+        tables[child].column(column)
+    if len(columns) != len(parent.key) or not columns:
+        raise MigrationError(
+            f"{str(child)!r} has no foreign key to {str(step.table)!r}"
+            if not columns
+            else f"{listed(columns)} of {str(child)!r} cannot refer to the key of"
+            f" {str(step.table)!r}, {listed(parent.key) if parent.key else 'which has none'}",
+            'name its columns, as in dependants={"shop.line": "order_id"}, or remove its rows in a'
+            " step before",
+        )
+    return [reference for reference in known if set(reference.columns) == set(columns)] or [
+        Reference(
+            name="",
+            child=child,
+            visible=True,
+            columns=columns,
+            parent_columns=parent.key,
+            on_delete=None,
+        )
+    ]
+
+
+# ---------------------------------------------------------------- checked first
+
+
+def checks(step: Step, tables: Tables) -> tuple[QueryCheck, ...]:
+    """What must hold so that the batches of a step do what they should, and to every row."""
+    match step:
+        case Backfill(using=str()):
+            name = f"each row of {step.table} has one partner at most"
+            return (QueryCheck(name=name, failing=partners(step, tables[step.table].key)),)
+        case InsertRows():
+            nulls = " OR ".join(f"{quote(column)} IS NULL" for column in step.key)
+            failing = f"SELECT * FROM {source(step)}\n WHERE {nulls}"
+            name = f"no {' or '.join(step.key)} is NULL in what {step.table} gets"
+            return (QueryCheck(name=name, failing=failing),)
+        case DeleteRows():
+            return tuple(
+                _no_children(step, reference, tables)
+                for reference in tables[step.table].referenced_by
+            )
+        case _:
+            return ()
+
+
+def _no_children(step: DeleteRows, reference: Reference, tables: Tables) -> QueryCheck:
+    failing = kept.children(step, reference)
+    if reference.is_of(step.table):  # rows that go together may refer to each other
+        failing += f"\n   AND ({indent(step.where, 8)}) IS NOT TRUE"
+    known = tables.get(reference.child)
+    columns = ", ".join(map(quote, (known and known.key) or reference.columns))
+    return QueryCheck(
+        name=f"no row of {reference.child} refers to one that goes from {step.table}",
+        failing=f"SELECT {columns} FROM {reference.child.sql}\n WHERE {failing}\n"
+        f" ORDER BY {columns}",
+    )
+
+
+def session_checks(migration: Migration, major: int) -> tuple[QueryCheck, ...]:
+    """What must hold of the session before any batch."""
+    made = {step_table(s) for s in migration.steps if isinstance(s, ops.CreateTableOp)}
+    walked = dict.fromkeys(
+        table
+        for step in migration.steps
+        if isinstance(step, Backfill | InsertRows | DeleteRows)
+        for table in (step.table, *(step.dependants if isinstance(step, DeleteRows) else ()))
+        if table not in made
+    )
+    found: list[QueryCheck] = []
+    if walked:
+        hidden = " OR ".join(f"row_security_active({literal(table.sql)})" for table in walked)
+        found.append(
+            QueryCheck(
+                name="this session sees every row, and has standard_conforming_strings on",
+                failing="SELECT current_user, current_setting('standard_conforming_strings')\n"
+                f" WHERE {hidden}\n    OR current_setting('standard_conforming_strings') <> 'on'",
+            )
+        )
+    if any(not step.walk.fire_triggers for step in migration.backfills):
+        may = "(SELECT rolsuper FROM pg_roles WHERE rolname = current_user)"
+        if major >= 15:
+            may = "has_parameter_privilege('session_replication_role', 'SET')"
+        found.append(
+            QueryCheck(
+                name="this role may leave triggers out (GRANT SET ON PARAMETER"
+                " session_replication_role)",
+                failing=f"SELECT current_user\n WHERE NOT {may}",
+            )
+        )
+    return tuple(found)
+
+
+# ---------------------------------------------------------------- steps beside each other
+
+
+def disturbs(other: Step, step: Backfill | InsertRows | DeleteRows) -> bool:
+    """Whether another step may write what a step reads or writes."""
+    if isinstance(other, Sql):
+        return True
+    if not isinstance(other, Backfill | InsertRows | DeleteRows):
+        return False
+    names = names_in("\n".join(step.texts))
+    if other.table != step.table:
+        return other.table.name in names
+    if isinstance(other, Backfill) and isinstance(step, Backfill):
+        # the name of the table may stand for a whole row
+        return bool({*names, *step.assign} & {*other.assign, other.table.name})
+    return True
+
+
+def depends(step: Step, earlier: Iterable[Step], tables: Tables) -> bool:
+    """Whether what a step asks of the rows can be asked only when earlier steps are done."""
+    if not isinstance(step, Backfill | InsertRows | DeleteRows):
+        return False
+    for other in earlier:
+        if disturbs(other, step):
+            return True
+        if isinstance(step, DeleteRows) and isinstance(other, Backfill | InsertRows | DeleteRows):
+            children = (other.table, *(other.dependants if isinstance(other, DeleteRows) else ()))
+            references = tables[step.table].referenced_by
+            if any(reference.is_of(child) for reference in references for child in children):
+                return True
+    return False
