@@ -113,8 +113,8 @@ class Catalog:
 
     def implied_checks(self, step: Step, migration: Migration) -> tuple[Check, ...]:
         """What the types and constraints of filled columns ask of every row, before any write."""
-        if not isinstance(step, Backfill):
-            return ()
+        if not isinstance(step, Backfill) or step.walk.quarantine_rows is not None:
+            return ()  # rows that cannot be done are set aside one by one
         not_null = {
             (TableName(other.schema, other.table_name), other.column_name)
             for other in migration.steps

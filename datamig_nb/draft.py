@@ -195,9 +195,9 @@ class Draft:
             update = statements.update_batch(step, expressions, plan.guard)
         more = walks.options(step.walk, self._hold(step))
         if plan.look_back is not None:
-            aside = None
+            key, aside = self.catalog.table(step.table).key, None
             if step.walk.quarantine_rows is not None:
-                aside = statements.is_set_aside(ID, name, self._key(step, plan))
+                aside = statements.set_aside(step, key, ID, name)
             left = statements.remaining(step, plan.look_back, self._not_begun(step), aside)
             more["remaining"] = self.constant(f"{' '.join(step.assign)} left", left)
         if plan.woven is not None and not saved:

@@ -306,7 +306,9 @@ def go_on(name: str, part: int, bind: Any = None, ended: Event | None = None) ->
     until = f"clock_timestamp() + interval '{STRETCH_SECONDS} seconds'"
     while ended is None or not ended.is_set():
         execute(walk(name, part, until), bind)
-        run = execute(f"SELECT * FROM datamig.run WHERE {this_run(name, part)}", bind).one()
+        seen = "status, note, error, rest, total, scanned, changed, batches"
+        query = f"SELECT {seen} FROM datamig.run WHERE {this_run(name, part)}"
+        run = execute(query, bind).one()
         now = time.monotonic()
         if not began or run.status == "paused":  # the rate is that of work, by this process
             began, before = now, run.scanned

@@ -108,27 +108,25 @@ def update_batch(backfill: Backfill, expressions: Mapping[str, str], guard: str 
 
 
 def remaining(
-    backfill: Backfill, guard: str, before: str | None = None, set_aside: str | None = None
+    backfill: Backfill, guard: str, before: str | None = None, aside: str | None = None
 ) -> str:
     """Count the rows of a backfill that are not done yet; ``before`` as of :func:`not_begun`.
 
-    The values of rows that meet ``set_aside`` are not asked for: they may be what cannot be had.
+    ``aside`` is a condition of rows that were set aside: nothing is evaluated over them.
     """
     source = "" if backfill.using is None else f", {backfill.using}"
-    asked = [parenthesised(backfill.where), guard]
-    if set_aside is not None:
-        then = indent(conditions(*asked), 5)
-        asked = [f"CASE WHEN {set_aside} THEN FALSE\n            ELSE {then} END"]
-    where = conditions(parenthesised(backfill.on), *asked, before)
+    undone = conditions(parenthesised(backfill.where), guard)
+    if aside is not None:
+        undone = f"CASE WHEN {aside} THEN FALSE\n            ELSE {indent(undone, 5)} END"
+    where = conditions(parenthesised(backfill.on), undone, before)
     return f"SELECT count(*) FROM {backfill.table.sql}{source}\n WHERE {where}"
 
 
-def is_set_aside(revision: str, walk: str, key: Sequence[str]) -> str:
-    """Condition: the walk has set the row of this key aside."""
-    return (
-        f"ROW({', '.join(key)})::text IN (SELECT key FROM datamig.quarantine\n"
-        f"             WHERE (revision, step) = ({literal(revision)}, {literal(walk)}))"
-    )
+def set_aside(backfill: Backfill, key: Sequence[str], revision: str, walk: str) -> str:
+    """Condition: the row is in quarantine."""
+    keys = ", ".join(column_of(backfill, part) for part in key) or "ctid"
+    rows = f"(revision, step) = ({literal(revision)}, {literal(walk)})"
+    return f"ROW({keys})::text IN (SELECT key FROM datamig.quarantine WHERE {rows})"
 
 
 def not_begun(revision: str, walks: Iterable[str]) -> str | None:
