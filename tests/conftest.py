@@ -13,6 +13,9 @@ import pytest
 
 from datamig_nb.database import Database, connect
 from datamig_nb.server import stop_server
+from tests.alembic_project import AlembicProject, make_project
+from tests.items import MAKE_ITEMS
+from tests.scratch import query
 
 _numbers = itertools.count(1)
 
@@ -75,3 +78,16 @@ def sample_database(make_database: Callable[[str], Database]) -> Database:
 def empty_url(database: Database) -> str:
     """URL of an empty database."""
     return database.dsn
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> AlembicProject:
+    """An empty Alembic project."""
+    return make_project(tmp_path / "project")
+
+
+@pytest.fixture
+def items(database: Database) -> Database:
+    """A database with the table ``item``."""
+    query(database, MAKE_ITEMS)
+    return database

@@ -1,4 +1,4 @@
-"""What the fault tests share: an Alembic project, chance with a seed, a tally of the kills."""
+"""What the fault tests share: chance with a seed, a tally of the kills."""
 
 from __future__ import annotations
 
@@ -6,22 +6,13 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-from tests.alembic_project import AlembicProject, make_project
 
 #: The random part of every test follows from it.
 SEED = int(os.environ.get("FAULTS_SEED", "20261125"))
 
 _kills: Counter[str] = Counter()
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> AlembicProject:
-    """An empty Alembic project."""
-    return make_project(tmp_path / "project")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
 import datamig_nb as dm
@@ -14,6 +15,7 @@ from datamig_nb.database import Database
 from datamig_nb.render import Revision, render
 from tests.alembic_project import AlembicProject
 from tests.faults.kills import die_before_each_statement
+from tests.items import SMALL, found_sizes, sized, sizes
 from tests.runs import held, ok, scanned, small_batches, version, wait_until
 from tests.scratch import query
 
@@ -158,3 +160,41 @@ def test_a_row_written_behind_the_walk_that_cannot_be_done_is_named(
         f"{revision.id} failed at 'fill value': row (0) of reading cannot be done: invalid"
         ' input syntax for type integer: "unreadable"; run Alembic again, it goes on here'
     )
+
+
+NO_LONG_NOTE = dm.check("no item larger than 400", "SELECT id, size, id FROM item WHERE size > 400")
+
+
+@pytest.mark.parametrize(
+    ("last_step", "sentence"),
+    [
+        (
+            NO_LONG_NOTE,
+            "{id} stopped, for it requires: no item larger than 400; 1 rows fail, the first"
+            " (7,999,7); repair them and run Alembic again, it goes on here",
+        ),
+        (
+            dm.create_check_constraint("not_large", "item", "size <= 400"),
+            "{id} stopped, for it requires: every row of item meets not_large; 1 rows fail, the"
+            " first (7); repair them and run Alembic again, it goes on here",
+        ),
+    ],
+    ids=["check", "constraint"],
+)
+def test_a_failed_check_stops_and_a_repaired_row_is_done_again(
+    items: Database, project: AlembicProject, last_step: dm.Step, sentence: str
+) -> None:
+    query(items, "INSERT INTO item VALUES (7, repeat('x', 999))")
+    revision = sized(items, last_step)
+    project.add(revision, SMALL)
+
+    stopped = project.alembic(items, "upgrade", "head")
+
+    assert (stopped.code, version(items)) == (1, [])
+    assert stopped.sentence == sentence.format(id=revision.id)
+
+    query(items, "UPDATE item SET note = 'short' WHERE id = 7")
+    ok(project.alembic(items, "upgrade", "head"))
+
+    assert version(items) == [revision.id]
+    assert found_sizes(items) == {**sizes(), 7: 5}

@@ -1,26 +1,18 @@
-"""Two processes with one upgrade, and others who hold locks longer than it waits for one."""
+"""Two processes run one upgrade."""
 
 from __future__ import annotations
 
 import random
 import signal
-import time
 from collections import Counter
-from collections.abc import Callable
 
 from datamig_nb.database import Database
 from datamig_nb.render import render
 from tests.alembic_project import AlembicProject
-from tests.faults.test_exactly_once import (
-    MAKE_PRICES,
-    RAISE_PRICES,
-    RAISED,
-    ROWS,
-    hash_of,
-)
-from tests.faults.worlds import MAKE_SHOP, SHOP_SETTINGS, every_kind_of_step, picture
+from tests.faults.prices import MAKE_PRICES, PRICES, RAISE_PRICES, RAISED, hash_of
 from tests.faults.writers import MAKE_TASKS, found_tasks, journal, loud_tasks, writing, wrong_tasks
-from tests.runs import held, ok, scanned, small_batches, version, wait_until
+from tests.items import BATCH, ROWS, SMALL, found_sizes, sized, sizes
+from tests.runs import ok, scanned, small_batches, version, wait_until, walks
 from tests.scratch import query
 
 ONE_BY_ONE = {**small_batches(1), "LOCK_TIMEOUT": "300ms"}
@@ -52,7 +44,7 @@ def test_two_processes_killed_in_turn_do_each_batch_once(
 
     assert hash_of(database) == raised
     batches = "SELECT scanned, changed, batches FROM datamig.run WHERE part > 0 ORDER BY step"
-    assert query(database, batches) == [(ROWS, ROWS * 4 // 5, ROWS), (ROWS, ROWS, ROWS)]
+    assert query(database, batches) == [(PRICES, PRICES * 4 // 5, PRICES), (PRICES, PRICES, PRICES)]
     assert version(database) == [revision.id]
     assert killed.total() > 1
 
@@ -82,60 +74,6 @@ def test_neither_of_two_processes_gives_up_while_the_other_is_in_a_slow_batch(
     assert hash_of(database) == raised
 
 
-def test_a_batch_that_meets_a_lock_waits_longer_each_time(
-    database: Database, project: AlembicProject
-) -> None:
-    """Also where the client looks in after each attempt, as it does by default."""
-    query(database, MAKE_PRICES)
-    revision = render(database, RAISE_PRICES)
-    project.add(revision, {"LOCK_TIMEOUT": "50ms", "STRETCH_SECONDS": 0, "ATTEMPTS": 5})
-
-    with held(database, "SELECT FROM shop.price WHERE item = 'item 1' FOR UPDATE"):
-        began = time.monotonic()
-        stopped = project.alembic(database, "upgrade", "head")
-        seconds = time.monotonic() - began
-
-    # 0.2 + 0.4 + 0.8 + 1.6 s, each by chance half as long at least
-    assert 1.5 < seconds < 6
-    assert stopped.sentence == (
-        f"{revision.id} failed at 'fill price, odd': canceling statement due to lock timeout, 5"
-        " times; find out in pg_stat_activity who holds the lock; run Alembic again, it goes on"
-        " here"
-    )
-
-
-def test_locks_held_longer_than_it_waits_for_one_change_nothing_but_the_time(
-    database: Database, make_database: Callable[[str], Database], project: AlembicProject
-) -> None:
-    """Somebody locks a whole table, then another one, then single rows, again and again."""
-    query(database, MAKE_SHOP)
-    undisturbed = make_database(str(database.url.database))
-    settings = {**SHOP_SETTINGS, "LOCK_TIMEOUT": "100ms"}
-    project.add(render(database, every_kind_of_step()), settings)
-    ok(project.alembic(undisturbed, "upgrade", "head"))
-    locks = (
-        "LOCK shop.item IN SHARE MODE",
-        "SELECT count(*) FROM shop.page",
-        "SELECT FROM shop.item WHERE id > 100 FOR UPDATE",
-        "SELECT FROM shop.page WHERE id % 13 = 0 FOR SHARE",
-        "LOCK shop.visit",
-        "SELECT FROM shop.visit LIMIT 3 FOR UPDATE",
-        "LOCK shop.word",
-    )
-
-    logs: list[str] = []
-    for lock in locks:
-        with held(database, lock) as other, project.start(database, "upgrade", "head") as running:
-            wait_until(lambda: running.ended or "lock timeout" in running.log)
-            other.execute("COMMIT")
-            logs.append(ok(running.end()).log)
-        if version(database):
-            break
-
-    assert picture(database) == picture(undisturbed)
-    assert "lock timeout" in logs[0]
-
-
 def test_two_processes_and_writers_end_with_every_row_right(
     database: Database, project: AlembicProject, chance: random.Random, killed: Counter[str]
 ) -> None:
@@ -162,3 +100,19 @@ def test_two_processes_and_writers_end_with_every_row_right(
 
     assert wrong_tasks(database) == []
     assert found_tasks(database) == journal(writers)
+
+
+def test_two_upgrades_at_once_do_each_batch_once(items: Database, project: AlembicProject) -> None:
+    revision = sized(items)
+    project.add(revision, SMALL)
+
+    with (
+        project.start(items, "upgrade", "head") as one,
+        project.start(items, "upgrade", "head") as other,
+    ):
+        outcomes = [one.end(), other.end()]
+
+    assert 0 in [outcome.code for outcome in outcomes], outcomes
+    assert walks(items) == [("succeeded", ROWS, ROWS, ROWS // BATCH)]
+    assert found_sizes(items) == sizes()
+    assert version(items) == [revision.id]
