@@ -6,8 +6,12 @@ walks.
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +26,7 @@ from datamig_nb.database import Database
 from datamig_nb.migration import Migration, Step
 from datamig_nb.operations import add_column, create_table, sql
 from datamig_nb.render import Revision, render
+from datamig_nb.server import binaries
 from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step
 from tests.alembic_project import AlembicProject, Outcome, make_project
 from tests.scratch import query, session
@@ -1331,3 +1336,180 @@ def test_a_deadlock_with_the_application_is_survived_by_the_run(
 
     assert "deadlock detected, attempt 1" in outcome.log
     assert query(shop, "SELECT place FROM sale WHERE id IN (-23, 250) ORDER BY id") == ["Z", "B"]
+
+
+# ---------------------------------------------------------------- --sql
+
+
+def psql(database: Database, script: str) -> subprocess.CompletedProcess[str]:
+    """Run a script by the real psql, which stops at the first error."""
+    url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    words = [binaries() / "psql", url, "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", "-"]
+    return subprocess.run(words, input=script, capture_output=True, text=True, check=False)
+
+
+def errors(result: subprocess.CompletedProcess[str]) -> list[str]:
+    """What psql says went wrong, without where."""
+    return re.findall(r"ERROR:  (.*)", result.stderr)
+
+
+def as_script(project: AlembicProject, database: Database, *words: str) -> str:
+    """What Alembic prints with --sql."""
+    outcome = ok(project.alembic(database, *words, "--sql"))
+    return "\n".join(
+        line for line in outcome.log.splitlines() if not line.startswith(("INFO", "WARN"))
+    )
+
+
+BUYER = "upper(place) || ' :y % {0} \\ '' $1'"
+
+EVERYTHING: dict[str, tuple[Step, ...]] = {
+    "new columns": (
+        new("sale", "buyer"),
+        new("sale", "token", sa.Uuid()),
+        keep_in_step("sale", {"buyer": BUYER}),
+        backfill("sale", {"buyer": BUYER}),
+        backfill("sale", {"token": "md5(id::text)::uuid"}, where="id > 0"),
+        unchanged("the number of sales", "SELECT count(*) FROM sale"),
+        check("every sale has a buyer", "SELECT id FROM sale WHERE buyer IS NULL"),
+    ),
+    "in place": (
+        back_up("sale", "amount", "place"),
+        backfill("sale", {"amount": "amount * 1.5"}),
+        backfill("sale", {"place": "p.name"}, using="person AS p", on="p.id = sale.person_id"),
+        sql("UPDATE person SET level = level + 1", "UPDATE person SET level = level - 1"),
+    ),
+    "rows": (
+        delete_rows("person", "id IN (2, 8)", dependants={"sale": "person_id"}),
+        create_table(
+            "place",
+            sa.Column("id", sa.Integer(), sa.Identity(), primary_key=True),
+            sa.Column("code", sa.Text(), unique=True),
+        ),
+        insert_rows(
+            "place",
+            "SELECT DISTINCT place AS code FROM sale WHERE length(place) = 1",
+            key="code",
+            on_conflict="nothing",
+        ),
+        insert_rows(
+            "person",
+            "SELECT id * 3 AS id, 'three' AS name FROM person WHERE id < 5",
+            key="id",
+            on_conflict="(id) DO UPDATE SET name = excluded.name",
+        ),
+    ),
+}
+TABLES = ["sale", "person"]
+
+
+def chain(database: Database, project: AlembicProject) -> str:
+    """The migrations one after the other, each rendered on what the one before made."""
+    project.add_plain("aaaa", "SELECT 1")
+    last = ""
+    for name, steps in EVERYTHING.items():
+        revision = render(database, Migration(name, *steps), alembic=project.ini)
+        project.add(revision, SMALL)
+        ok(project.alembic(database, "upgrade", "head"))
+        last = revision.id
+    return last
+
+
+def test_psql_makes_of_the_scripts_what_alembic_makes_online(
+    shop: Database, make_database: Callable[[str], Database], project: AlembicProject
+) -> None:
+    """And again what is done is passed over, whether up or down."""
+    fresh, before = make_database(str(shop.url.database)), contents(shop, *TABLES)
+    last = chain(shop, project)
+    online = contents(shop, *TABLES, "place")
+    ok(project.alembic(fresh, "upgrade", "aaaa"))
+    upgrade = as_script(project, fresh, "upgrade", "aaaa:head")
+    downgrade = as_script(project, fresh, "downgrade", f"{last}:aaaa")
+
+    for _ in range(2):
+        for _ in range(2):
+            done = psql(fresh, upgrade)
+            assert (errors(done), done.returncode) == ([], 0)
+            assert contents(fresh, *TABLES) == {table: online[table] for table in TABLES}
+            assert query(fresh, "SELECT version_num FROM alembic_version") == [last]
+        for _ in range(2):
+            done = psql(fresh, downgrade)
+            assert (errors(done), done.returncode) == ([], 0)
+            assert contents(fresh, *TABLES) == before
+            assert left_behind(fresh) == []
+            assert query(fresh, "SELECT version_num FROM alembic_version") == ["aaaa"]
+
+
+def test_psql_stops_with_the_same_sentence_and_goes_on_when_run_again(
+    shop: Database, make_database: Callable[[str], Database], project: AlembicProject
+) -> None:
+    """A statement of one's own, a price in place, then a check that fails, twice."""
+    fresh = make_database(str(shop.url.database))
+    project.add_plain("aaaa", "SELECT 1")
+    steps = (
+        *EVERYTHING["in place"],
+        check("nothing below 2", "SELECT id, amount FROM sale WHERE amount < 2"),
+    )
+    revision = render(shop, Migration("stops", *steps), alembic=project.ini)
+    project.add(revision, SMALL)
+    online = project.alembic(shop, "upgrade", "head")
+    ok(project.alembic(fresh, "upgrade", "aaaa"))
+    script = as_script(project, fresh, "upgrade", "aaaa:head")
+
+    stops = [psql(fresh, script) for _ in range(3)]
+
+    assert online.sentence.startswith(f"{revision.id} stopped, for it requires: nothing below 2;")
+    for stop in stops:
+        assert (stop.returncode, errors(stop)) == (3, [online.sentence])
+    assert contents(fresh, *TABLES) == contents(shop, *TABLES)
+    query(fresh, "DELETE FROM sale WHERE id = -23")
+    assert psql(fresh, script).returncode == 0
+    assert query(fresh, "SELECT version_num FROM alembic_version") == [revision.id]
+    wrong = "SELECT count(*) FROM sale WHERE amount <> round((id + 30) / 7 * 1.10 * 1.5, 2)"
+    assert query(fresh, wrong) == [0]
+
+
+def test_a_walk_that_failed_stops_psql_with_its_row(
+    shop: Database, make_database: Callable[[str], Database], project: AlembicProject
+) -> None:
+    query(shop, "ALTER TABLE sale ADD CHECK (amount < 60)")
+    fresh = make_database(str(shop.url.database))
+    added(shop, project, back_up("sale", "amount"), backfill("sale", {"amount": "amount * 1.5"}))
+    script = as_script(project, fresh, "upgrade", "head")
+
+    stop = psql(fresh, script)
+
+    assert stop.returncode == 3
+    assert "row (229) of sale cannot be done: new row for relation" in stop.stderr
+    assert query(fresh, "SELECT count(*) FROM sale WHERE amount = 1.65") == [1]
+
+
+#: What squawk finds, rule by rule, and why it is no fault here.
+NOT_FOR_US = {
+    "ban-drop-column": "the downgrade drops what the upgrade made",
+    "ban-drop-table": "the downgrade drops what the upgrade made",
+    "ban-drop-function": "the downgrade drops the function of our own trigger",
+    "require-concurrent-index-creation": "on tables in datamig that were made just before",
+    "require-statement-timeout": "the role's own holds; no batch takes long",
+    "prefer-bigint-over-int": "types are the user's choice",
+}
+
+
+def test_squawk_finds_nothing_in_the_scripts_but_what_is_meant(
+    shop: Database, project: AlembicProject
+) -> None:
+    last = chain(shop, project)
+    up, down = (
+        as_script(project, shop, way, between)
+        for way, between in (("upgrade", "aaaa:head"), ("downgrade", f"{last}:aaaa"))
+    )
+    squawk = [Path(sys.executable).with_name("squawk"), "--pg-version=15", "--reporter=json"]
+
+    found = [
+        subprocess.run(squawk, input=script, capture_output=True, text=True, check=False)
+        for script in (up, down)
+    ]
+
+    notes = [note for each in found for note in json.loads(each.stdout)]
+    assert {note["rule_name"] for note in notes} == set(NOT_FOR_US)
+    assert [each.stderr for each in found] == ["", ""]
