@@ -21,15 +21,17 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from datamig_nb.checks import check, unchanged
+from datamig_nb.checks import check, no_nulls, unchanged
 from datamig_nb.database import Database
+from datamig_nb.errors import DatamigError
 from datamig_nb.migration import Migration, Step
 from datamig_nb.operations import add_column, create_table, sql
+from datamig_nb.preview import Preview, preview
 from datamig_nb.render import Revision, render
 from datamig_nb.server import binaries
 from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step
 from tests.alembic_project import AlembicProject, Outcome, make_project
-from tests.scratch import query, session
+from tests.scratch import query, scratch_database, session
 
 SMALL = {"FIRST_BATCH_ROWS": 4, "LEAST_BATCH_ROWS": 4, "MOST_BATCH_ROWS": 4}
 
@@ -1513,3 +1515,250 @@ def test_squawk_finds_nothing_in_the_scripts_but_what_is_meant(
     notes = [note for each in found for note in json.loads(each.stdout)]
     assert {note["rule_name"] for note in notes} == set(NOT_FOR_US)
     assert [each.stderr for each in found] == ["", ""]
+
+
+# ---------------------------------------------------------------- refused when it is rendered
+
+ODD = """
+CREATE TABLE town (id int PRIMARY KEY, name text);
+CREATE TABLE visit (id int PRIMARY KEY, town_id int REFERENCES town ON DELETE SET NULL,
+                    up_id int REFERENCES visit ON DELETE CASCADE);
+CREATE TABLE log (line text);
+CREATE VIEW seen AS SELECT * FROM town;
+CREATE MATERIALIZED VIEW kept_view AS SELECT * FROM town;
+CREATE EXTENSION file_fdw; CREATE SERVER files FOREIGN DATA WRAPPER file_fdw;
+CREATE FOREIGN TABLE far (id int) SERVER files OPTIONS (program 'echo 1');
+"""
+
+SILENT = (
+    "the foreign key '{}' of 'public.visit' says ON DELETE {}: rows there would change with those"
+    " deleted from '{}', and not be kept; name the table in dependants=, or see to these rows in a"
+    " step before"
+)
+NOT_CHECKED = (
+    "{} of '{}' is part of the foreign key '{}', which PostgreSQL checks by a trigger:"
+    " fire_triggers=False would switch it off; leave fire_triggers=False out"
+)
+
+
+@pytest.mark.parametrize(
+    ("steps", "sentence"),
+    [
+        ([backfill("seen", {"name": "''"})], "'seen' is a view, not a table; name the tables"
+         " beneath it"),
+        ([delete_rows("kept_view", "true")], "'kept_view' is a materialized view, not a table;"
+         " name the tables beneath it"),
+        ([backfill("far", {"id": "1"})], "'far' is a foreign table, not a table; migrate it where"
+         " it is"),
+        ([insert_rows("log", "SELECT 'x' AS line", key="line")], "table 'log' has no key, so the"
+         " downgrade could not find the rows that insert_rows() puts in; give it a primary key, or"
+         " send the INSERT with sql()"),
+        ([delete_rows("town", "true")], SILENT.format("visit_town_id_fkey", "SET NULL", "town")),
+        ([delete_rows("visit", "true")], SILENT.format("visit_up_id_fkey", "CASCADE", "visit")),
+        ([delete_rows("town", "true", dependants=("visit",))],
+         SILENT.format("visit_up_id_fkey", "CASCADE", "visit")),
+        ([delete_rows("town", "true", dependants=("log",))], "'log' has no foreign key to 'town';"
+         ' name its columns, as in dependants={"shop.line": "order_id"}, or remove its rows in a'
+         " step before"),
+        ([delete_rows("town", "true", dependants={"log": ["line", "line"]})], "line and line of"
+         " 'log' cannot refer to the key of 'town', id; name its columns, as in"
+         ' dependants={"shop.line": "order_id"}, or remove its rows in a step before'),
+        ([delete_rows("town", "true", dependants={"log": "word"})], "table 'log' has no column"
+         " 'word'; use one of 'line'"),
+        ([backfill("visit", {"town_id": "1"}, fire_triggers=False)],
+         NOT_CHECKED.format("town_id", "visit", "visit_town_id_fkey")),
+        ([back_up("town", "name")], "back_up() keeps 'name' of 'town', but no backfill sets it;"
+         " name a column that one does"),
+        ([back_up("town", "nam"), backfill("town", {"nam": "''"})], "table 'town' has no column"
+         " 'nam'; use one of 'id', 'name'"),
+        ([backfill("log", {"line": "line || 'x'"})], "table 'log' has no primary key and no unique"
+         " index over NOT NULL columns, so batches cannot resume; add one, for example with CREATE"
+         " UNIQUE INDEX CONCURRENTLY"),
+        ([insert_rows("town", "SELECT 1 AS id, 2 AS size", key="id")], "table 'town' has no column"
+         " 'size'; use one of 'id', 'name'"),
+        ([insert_rows("town", "SELECT 1 AS id", key="name")], "the query for 'town' has no column"
+         " 'name' to be walked by; use one of id"),
+        ([new("town", "code"), insert_rows("town", "SELECT 1 AS id, code FROM town", key="id")],
+         "the query for 'town' reads what the migration is yet to make, so the database cannot say"
+         " its columns; name them with columns="),
+        ([backfill("town", {"id": "id + 1"})], "'id' is part of the key by which 'town' is walked;"
+         " fill a new column, and make that one the key in a later migration"),
+        ([new("town", "at", sa.Date()), backfill("town", {"at": "name"})], "the expression 'name'"
+         " does not work: 'at' of 'town' does not take it: it is of type date, the expression of"
+         " type text; cast it yourself"),
+    ],
+)  # fmt: skip
+def test_what_the_catalog_forbids_is_refused_when_rendered(
+    odd: Database, steps: list[Step], sentence: str
+) -> None:
+    with pytest.raises(DatamigError) as refusal:
+        render(odd, Migration("change", *steps))
+
+    assert str(refusal.value) == sentence
+
+
+@pytest.fixture(scope="module")
+def odd(samples: Database) -> Generator[Database]:
+    """Tables of every kind: only to be read."""
+    with scratch_database(samples) as made:
+        query(made, ODD)
+        yield made
+
+
+# ---------------------------------------------------------------- previewed
+
+
+def notes(found: Preview) -> list[tuple[str, int]]:
+    all_notes = [hazard for hazard in found.hazards if hazard.severity == "note"]
+    return [(note.what, note.rows) for note in all_notes if "old values become" not in note.what]
+
+
+def stops(found: Preview) -> list[tuple[str, int]]:
+    return [(hazard.what, hazard.rows) for hazard in found.hazards if hazard.severity == "stops"]
+
+
+def test_a_preview_tells_how_many_rows_come_go_and_find_no_partner(shop: Database) -> None:
+    partner = backfill("sale", {"buyer": "p.name"}, using="person AS p", on="p.id = sale.person_id")
+    found = preview(
+        shop,
+        Migration(
+            "all",
+            new("sale", "buyer"),
+            partner,
+            insert_rows("person", "SELECT id + 100 AS id FROM sale", key="id",
+                        on_conflict="nothing"),
+            delete_rows("person", "level = 0", dependants={"sale": "person_id"}, keep=False),
+            sql("SELECT 1"),
+            unchanged("nothing", "SELECT 1"),
+            back_up("sale", "place"),
+            backfill("sale", {"place": "upper(buyer)"}),
+            no_nulls("sale", "place"),
+        ),
+    )  # fmt: skip
+
+    assert notes(found) == [
+        ("rows of sale find no partner in person AS p", 6),
+        ("rows would be put into person, ON CONFLICT DO NOTHING", 40),
+        ("rows would be deleted from person", 3),
+    ]
+    assert stops(found) == [("not so afterwards: place of sale without NULL", 6)]
+    joined, read_on = found.backfills
+    assert (joined.rows, joined.changed_rows) == (34, 34)
+    assert {row.after for row in joined.map} == {(f"p{n}",) for n in range(1, 10)}
+    assert (read_on.rows, read_on.changed_rows) == (40, 40)
+    assert {row.after for row in read_on.map} == {*((f"P{n}",) for n in range(1, 10)), (None,)}
+
+
+def test_a_preview_finds_what_the_revision_would_stop_at_before_its_first_write(
+    shop: Database,
+) -> None:
+    query(
+        shop,
+        "INSERT INTO person VALUES (104, 'p4', 1); ALTER TABLE sale ADD buyer text;"
+        "UPDATE sale SET buyer = 'p' || person_id;"
+        "ALTER TABLE sale ADD FOREIGN KEY (id) REFERENCES sale;"
+        "CREATE TABLE visit (id int PRIMARY KEY, person_id int REFERENCES person);"
+        "INSERT INTO visit VALUES (1, 2), (2, 2), (3, 3)",
+    )
+
+    found = preview(
+        shop,
+        Migration(
+            "all",
+            backfill(
+                "sale", {"person_id": "p.id"}, using="person AS p", on="p.name = sale.buyer"
+            ),
+            delete_rows("person", "level = 2"),
+            insert_rows("visit", "SELECT person_id AS id FROM sale", key="id"),
+        ),
+    )  # fmt: skip
+
+    assert stops(found) == [
+        ("not so: each row of sale has one partner at most", 4),
+        ("not so: no row of public.visit refers to one that goes from person", 2),
+    ]
+
+
+def test_a_preview_says_what_it_cannot_foresee(shop: Database) -> None:
+    spot = create_table("spot", sa.Column("code", sa.Text(), primary_key=True))
+    links = "SELECT sale.id + 1000 AS id FROM sale JOIN spot ON code = place"
+
+    found = preview(
+        shop,
+        Migration(
+            "all",
+            spot,
+            insert_rows("spot", "SELECT DISTINCT place AS code FROM sale", key="code"),
+            backfill("sale", {"place": "code"}, using="spot", on="code = sale.place"),
+            insert_rows("sale", links, key="id", columns=["id"]),
+        ),
+    )
+
+    assert [what.split(":")[0] for what, _ in notes(found)] == [
+        "rows would be put into spot",
+        "rows of sale cannot be foreseen",
+        "rows of sale cannot be foreseen",
+    ]
+    assert found.passed
+
+
+# ---------------------------------------------------------------- keys
+
+KEYS: Mapping[str, tuple[str, str, str]] = {
+    "gaps": ("k bigint", "k", "SELECT n * n * 1000003 - 9e11::bigint"),
+    "composite": ("a int, k text", "k, a", "SELECT n % 7, 'k' || n / 7"),
+    "uuids": ("k uuid", "k", "SELECT md5(n::text)::uuid"),
+    "texts": ("k text", "k", r"SELECT E'\\''\"%{batch}\n$1 :x ' || chr(n * 37) || n"),
+    "times": (
+        "k timestamptz",
+        "k",
+        "SELECT CASE n WHEN 1 THEN '-infinity' WHEN 2 THEN 'infinity'"
+        " ELSE timestamptz '2025-10-26 00:00+00' + n * interval '7.000001 min' END",
+    ),
+    "numerics": (
+        "k numeric",
+        "k",
+        "SELECT CASE n WHEN 1 THEN 'NaN' WHEN 2 THEN '-Infinity' ELSE n / 7.0 END",
+    ),
+    "moods": ("k mood, j date", "k, j", "SELECT enum_last(NULL::mood), date '2026-01-01' + n"),
+    '"Odd Schema"."Table"': ('"Key" int, "end" int', '"end", "Key"', "SELECT n, n % 5"),
+}
+
+
+def test_rows_of_every_key_are_changed_once_deleted_and_put_in(
+    database: Database, project: AlembicProject
+) -> None:
+    """A price is doubled once, some rows go, others are copied: walked by the key each time."""
+    query(
+        database,
+        "CREATE SCHEMA \"Odd Schema\"; CREATE TYPE mood AS ENUM ('x', 'y');"
+        f"ALTER DATABASE {database.url.database} SET timezone = 'Europe/Berlin'",
+    )
+    steps: list[Step] = []
+    for number, (table, (columns, key, values)) in enumerate(KEYS.items()):
+        query(
+            database,
+            f"CREATE TABLE {table} ({columns}, v int, twice int GENERATED ALWAYS AS (v * 2) STORED,"
+            f" PRIMARY KEY ({key}));"
+            f"CREATE TABLE copy_{number} (LIKE {table}, PRIMARY KEY ({key}));"
+            f"INSERT INTO {table} {values}, n FROM generate_series(1, 30) AS n",
+        )
+        names = [part.strip().strip('"') for part in key.split(",")]
+        steps += [
+            back_up(table, "v"),
+            backfill(table, {"v": "v * 2"}),
+            insert_rows(
+                f"copy_{number}", f"SELECT {key}, v, twice FROM {table}", key=names,
+                columns=[*names, "v", "twice"],
+            ),
+            delete_rows(table, "v % 3 = 0"),
+        ]  # fmt: skip
+    tables = [*KEYS, *(f"copy_{number}" for number in range(len(KEYS)))]
+
+    there_and_back(database, project, tables, *steps)
+
+    for number, table in enumerate(KEYS):
+        sums = "SELECT count(*), sum(v), sum(twice) FROM"
+        assert query(database, f"{sums} copy_{number}") == [(30, 930, 1860)]
+        assert query(database, f"{sums} {table}") == [(20, 600, 1200)]
+    assert {status for status, *_ in walks(database).values()} == {"succeeded"}
