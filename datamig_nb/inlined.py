@@ -327,7 +327,9 @@ def go_on(name: str, part: int, bind: Any = None, ended: Event | None = None) ->
     until = f"clock_timestamp() + interval '{STRETCH_SECONDS} seconds'"
     while ended is None or not ended.is_set():
         execute(walk(name, part, until), bind)
-        run = execute(f"SELECT * FROM datamig.run WHERE {this_run(name, part)}", bind).one()
+        seen = "status, note, error, rest, total, scanned, changed, batches"
+        query = f"SELECT {seen} FROM datamig.run WHERE {this_run(name, part)}"
+        run = execute(query, bind).one()
         now = time.monotonic()
         if not began or run.status == "paused":  # the rate is that of work, by this process
             began, before = now, run.scanned
@@ -484,9 +486,13 @@ LOOP
         IF run.cursor IS NOT DISTINCT FROM run.stop THEN
             n := 0;
             IF run.remaining IS NOT NULL THEN
-                EXECUTE run.remaining INTO n;  -- without those in quarantine
+                BEGIN
+                    EXECUTE run.remaining INTO n;
+                EXCEPTION WHEN data_exception OR raise_exception THEN
+                    n := 1;  -- the walk will find the row, and name it
+                END;
             END IF;
-            IF n <= 0 OR run.rounds >= {ATTEMPTS} THEN
+            IF n = 0 OR run.rounds >= {ATTEMPTS} THEN
                 run.status := 'succeeded';
                 run.note := CASE WHEN n > 0 THEN n || ' rows written meanwhile are not done' END;
             ELSE

@@ -538,7 +538,7 @@ WHOLE = """\
 def test_runs_say_how_far_they_are_in_words() -> None:
     fill = replace(RUN, revision="aaa", step="fill", note=None, error=None)
     states = (
-        replace(fill, step="", total=None, scanned=0, changed=0, batches=0),
+        replace(fill, step="upgrade", part=0, total=None, scanned=0, changed=0, batches=0),
         fill,
         replace(fill, part=2, status="paused", error="value  too long"),
         replace(fill, revision="bbb", status="succeeded", scanned=1_000, note="by id"),
@@ -548,7 +548,7 @@ def test_runs_say_how_far_they_are_in_words() -> None:
 
     assert text == (
         "Runs: 2 running, 1 paused, 1 succeeded"
-        f" Revision aaa {HEADS} → running as a whole 2.5 s ago"
+        f" Revision aaa {HEADS} → running upgrade 2.5 s ago"
         " → running fill 250 100 5 5 2 min 30 s 2.5 s ago"
         " = paused fill, part 2 250 100 5 5 2.5 s ago value ·· too long"
         f" Revision bbb {HEADS} ✓ succeeded fill 1,000 100 5 20 by id"

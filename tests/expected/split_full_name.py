@@ -1,6 +1,6 @@
 """Split full_name of players.player into first_name and last_name.
 
-Revision ID: 1f86ad319667
+Revision ID: eed6c13f173b
 Revises:
 Create Date: (when it was rendered)
 
@@ -34,13 +34,14 @@ import random
 import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from threading import Event
 from typing import Any
 
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "1f86ad319667"
+revision = "eed6c13f173b"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -55,6 +56,7 @@ SHARED_SECONDS = 0.02  # and what while somebody does, who would have to wait fo
 STRETCH_SECONDS = 0.2  # of batches, before the client looks again whether it is still wanted
 PASSES = 6  # of a woven walk over each window of pages
 WINDOW_PAGES = 3_000
+WOVEN_FROM_PAGES = 1_000  # of a table; a smaller one is walked by its key
 
 
 def upgrade() -> None:
@@ -100,8 +102,8 @@ def downgrade() -> None:
     """Undo: split full_name of players.player into first_name and last_name."""
     with own_commits():
         preflight("downgrade", FIRST_NAME_AND_LAST_NAME_NOT_EDITED_SINCE_THE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_1f86ad319667 ON players.player")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_1f86ad319667()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_eed6c13f173b ON players.player")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_eed6c13f173b()")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS last_name")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS first_name")
         forget()
@@ -168,7 +170,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_1f86ad319667() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_eed6c13f173b() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -188,9 +190,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_1f86ad319667
+CREATE OR REPLACE TRIGGER zz_datamig_eed6c13f173b
 BEFORE INSERT OR UPDATE OF full_name ON players.player
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_1f86ad319667()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_eed6c13f173b()
 """
 
 FIRST_NAME_LAST_NAME_LEFT = f"""
@@ -373,6 +375,7 @@ BEGIN
     IF EXISTS ({unless}) THEN
         RETURN;
     END IF;
+    SET LOCAL row_security = off;  -- rather an error than rows unseen
     SELECT count(*), string_agg(row_text, ', ') FILTER (WHERE place <= 5) INTO failing, first
       FROM (SELECT bad_row::text AS row_text, row_number() OVER () AS place FROM (
 {check.strip()}
@@ -388,11 +391,17 @@ $datamig$""")
 def finish() -> None:
     """Note that every step of the upgrade is done."""
     execute(f"DELETE FROM datamig.run WHERE (revision, step) = ('{revision}', 'downgrade')")
-    execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE revision = '{revision}'")
+    done = execute(
+        "UPDATE datamig.run SET status = 'succeeded' WHERE status <> 'succeeded'"
+        f" AND (revision, step) = ('{revision}', 'upgrade')"
+    )
+    if not op.get_context().as_sql and not done.rowcount:
+        raise RuntimeError(f"{revision} was run twice at once, and the other run has done it")
 
 
 def forget() -> None:
     """Remove what was noted of the upgrade, so that it can start afresh."""
+    execute(f"DELETE FROM datamig.quarantine WHERE revision = '{revision}'")
     execute(f"DELETE FROM datamig.run WHERE revision = '{revision}' AND step <> 'downgrade'")
     execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE revision = '{revision}'")
 
@@ -480,25 +489,44 @@ def go_on(name: str, part: int, bind: Any = None, ended: Event | None = None) ->
     """Let the database do batches until the walk is done; tell about it every two seconds."""
     if op.get_context().as_sql:
         execute(walk(name, part, "'infinity'"))
-        stopped = f"SELECT error FROM datamig.run WHERE {this_run(name, part)}"
+        stopped = f"SELECT status, error FROM datamig.run WHERE {this_run(name, part)}"
         require(f"-- {name}: done\n{stopped} AND status <> 'succeeded'")
         return
-    shown, note = time.monotonic(), None
+    told, shown, began, before = (None, None), 0.0, 0.0, 0
     until = f"clock_timestamp() + interval '{STRETCH_SECONDS} seconds'"
     while ended is None or not ended.is_set():
         execute(walk(name, part, until), bind)
-        query = f"SELECT status, error, note, {PROGRESS} WHERE {this_run(name, part)}"
+        seen = "status, note, error, rest, total, scanned, changed, batches"
+        query = f"SELECT {seen} FROM datamig.run WHERE {this_run(name, part)}"
         run = execute(query, bind).one()
-        if run.status != "running" or run.note != note or time.monotonic() - shown > 2:
-            shown, note = time.monotonic(), run.note
-            log.info("%s: %s, %s", name, run.status, run.progress)
+        now = time.monotonic()
+        if not began or run.status == "paused":  # the rate is that of work, by this process
+            began, before = now, run.scanned
+        if (run.status, run.note) != told or (run.status == "running" and now > shown + 2):
+            told, shown = (run.status, run.note), now
+            rate = (run.scanned - before) / max(now - began, 0.1)
+            log.info("%s: %s", name, progress(run, rate))
         if run.status == "succeeded":
             return
         if run.status not in ("running", "paused"):
+            reason = run.error if run.status == "failed" else "as somebody wished"
             raise RuntimeError(
-                f"{revision} {run.status} at {name!r}: {run.error or 'as somebody wished'};"
-                " run Alembic again, it goes on here"
+                f"{revision} {run.status} at {name!r}: {reason}; run Alembic again, it goes on here"
             )
+        time.sleep(run.rest)
+
+
+def progress(run: Any, rate: float) -> str:
+    """Where a walk is, in words, and how long it has to go at this rate."""
+    left = (run.total or 0) - run.scanned if run.status != "succeeded" else 0
+    of = f" of about {run.total:,}" if left > 0 else ""
+    said = run.status + (f", {run.note}" if run.note else "")
+    said += f", {run.scanned:,}{of} rows scanned, {run.changed:,} changed, {run.batches:,} batches"
+    if rate >= 1:
+        said += f", {rate:,.0f} rows/s"
+    if left > rate >= 1:
+        said += f", {timedelta(seconds=round(left / rate))} to go"
+    return said
 
 
 def this_run(name: str, part: int) -> str:
@@ -534,15 +562,6 @@ CREATE TABLE IF NOT EXISTS datamig.quarantine (
 """
 
 
-PROGRESS = """
-    format('%s rows scanned%s, %s changed, in %s batches, %s; %s rows/s%s', scanned,
-           ' of about ' || total, changed, batches, note, (scanned / seconds)::bigint,
-           ', about ' || justify_interval(make_interval(secs => round(seconds * (total - scanned)
-           / scanned))) || ' to go') AS progress
-  FROM (SELECT *, extract(epoch FROM heartbeat_at - started_at) + 0.001 AS seconds
-          FROM datamig.run) AS run"""
-
-
 # Toward the time that a batch should take: half as many rows again at most, down at once.
 NEXT_BATCH_ROWS = f"""
             greatest({LEAST_BATCH_ROWS}, least({MOST_BATCH_ROWS}, batch_rows * least(1.5,
@@ -564,16 +583,26 @@ DECLARE
     run datamig.run;  began timestamptz;  seconds float8;  busy boolean;  batch_rows bigint;
     n bigint;  done bigint;  state text;  page bigint;  last_page bigint;
     key text;  key_text text;  span text;  ending text;  upper text;
+    until timestamptz := {until};
 BEGIN
 LOOP
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;  -- see the run as it is once it is locked
     began := clock_timestamp();
-    PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true),
+    PERFORM set_config('lock_timeout', '0', true),  -- another session's batch may take long
+            set_config('row_security', 'off', true),  -- rather an error than rows unseen
             set_config('extra_float_digits', '1', true);  -- keys as text are exact
     SELECT * INTO STRICT run FROM datamig.run WHERE {this_run(name, part)} FOR UPDATE;
+    PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true);
     <<batch>>
     BEGIN
         run.rest := 1;
         EXIT batch WHEN run.status <> 'running';
+        IF run.relation LIKE 'datamig.kept%'
+           AND to_regclass(split_part(run.relation, ' ', 1)) IS NULL THEN
+            run.status := 'succeeded';  -- an earlier run put all back, and dropped it
+            EXIT batch;
+        END IF;
         IF run.hold IS NOT NULL THEN
             EXECUTE run.hold INTO run.note;  -- what to wait for, or NULL
             EXIT batch WHEN run.note IS NOT NULL;
@@ -589,7 +618,8 @@ LOOP
             SELECT array_agg(oid), nullif(sum(greatest(reltuples, 0)), 0),
                    max(pg_relation_size(oid)) / current_setting('block_size')::integer
               INTO run.tables, run.total, last_page FROM pg_class JOIN tree ON oid = id;
-            run.passes := CASE WHEN run.rounds = 0 AND run.woven IS NOT NULL AND last_page >= 1000
+            run.passes := CASE WHEN run.rounds = 0 AND run.woven IS NOT NULL
+                                    AND last_page >= {WOVEN_FROM_PAGES}
                                     AND cardinality(run.tables) = 1
                                THEN {PASSES} ELSE 1 END;
             run.walked_by := CASE WHEN run.passes > 1 THEN '{{ctid}}' ELSE run.key END;
@@ -599,13 +629,14 @@ LOOP
                 run.page_window := last_page * (run.part - 1) / run.connections;
                 run.cursor := quote_literal(format('(%s,0)', run.page_window));
                 last_page := last_page * run.part / run.connections;
+                run.total := run.total / run.connections;
             ELSIF run.part < run.connections THEN
                 run.status := 'succeeded';  -- by key, the last one has all
                 EXIT batch;
             END IF;
         END IF;
-        run.note := CASE WHEN run.passes > 1 THEN 'woven' ELSE 'by ' || run.walked_by::text END;
         key := array_to_string(run.walked_by, ', ');
+        run.note := CASE WHEN run.passes > 1 THEN 'woven' ELSE 'by ' || key END;
         SELECT string_agg(format('quote_literal(to_json(%s) #>> ''{{}}'')', part), ' || '', '' || ')
           INTO key_text FROM unnest(run.walked_by) AS part;
         IF run.stop IS NULL AND run.walked_by = '{{ctid}}' THEN
@@ -619,11 +650,13 @@ LOOP
         IF run.cursor IS NOT DISTINCT FROM run.stop THEN
             n := 0;
             IF run.remaining IS NOT NULL THEN
-                EXECUTE run.remaining INTO n;
-                SELECT n - count(*) INTO n FROM datamig.quarantine
-                 WHERE (revision, step) = (run.revision, run.step);
+                BEGIN
+                    EXECUTE run.remaining INTO n;
+                EXCEPTION WHEN data_exception OR raise_exception THEN
+                    n := 1;  -- the walk will find the row, and name it
+                END;
             END IF;
-            IF n <= 0 OR run.rounds >= {ATTEMPTS} THEN
+            IF n = 0 OR run.rounds >= {ATTEMPTS} THEN
                 run.status := 'succeeded';
                 run.note := CASE WHEN n > 0 THEN n || ' rows written meanwhile are not done' END;
             ELSE
@@ -688,12 +721,13 @@ LOOP
                                     ' the lock', run.error);
             END IF;
             EXIT batch;
-        ELSIF state ~ '^(22|23|P0001)' AND (run.suspects = 0 OR n > 1) THEN
-            -- A row in here cannot be done: half of them next, until it is found.
-            EXECUTE format('SELECT count(*) FROM %s WHERE %s', run.relation, span)
-               INTO run.suspects;
-            EXIT batch;
         ELSIF state ~ '^(22|23|P0001)' THEN
+            -- A row in here cannot be done: half of them next, until there are no fewer.
+            EXECUTE format('SELECT count(*) FROM %s WHERE %s', run.relation, span) INTO n;
+            IF run.suspects = 0 OR n < run.suspects THEN
+                run.suspects := n;
+                EXIT batch;
+            END IF;
             EXECUTE format('SELECT ROW(%s)::text FROM %s WHERE %s',
                            array_to_string(run.key, ', '), run.relation, span) INTO key;
             INSERT INTO datamig.quarantine
@@ -749,8 +783,9 @@ LOOP
            heartbeat_at = clock_timestamp()
      WHERE (r.revision, r.step, r.part) = (run.revision, run.step, run.part);
     COMMIT;
-    EXIT WHEN run.status NOT IN ('running', 'paused') OR clock_timestamp() >= {until};
+    EXIT WHEN run.status NOT IN ('running', 'paused');
     PERFORM pg_sleep(run.rest);
+    EXIT WHEN clock_timestamp() >= until;
 END LOOP;
 END
 $datamig$"""

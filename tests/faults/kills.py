@@ -57,11 +57,16 @@ sys.exit(status != 0)
 
 
 def die_before_each_statement(
-    database: Database, project: AlembicProject, *words: str, moments: Iterable[int] = ()
+    database: Database,
+    project: AlembicProject,
+    *words: str,
+    moments: Iterable[int] = (),
+    arrives: bool = True,
 ) -> int:
-    """Run Alembic until it arrives, killed one statement later each time; gives the kills.
+    """Run Alembic until it arrives, or fails; killed one statement later each time.
 
     With ``moments``, each run is killed before the statement of that number, and the last is not.
+    Gives the number of kills.
     """
     result = subprocess.run(
         [sys.executable, "-c", _DIE_BEFORE, ",".join(map(str, moments)), *words],
@@ -71,8 +76,8 @@ def die_before_each_statement(
         text=True,
         check=False,
     )
-    assert result.returncode == 0, result.stdout[-100:] + result.stderr[-3000:]
-    return int(result.stdout.split()[0]) - 1
+    assert (result.returncode == 0) == arrives, result.stdout[-100:] + result.stderr[-3000:]
+    return int(result.stdout.split()[-1]) - 1
 
 
 # ---------------------------------------------------------------- inside the database

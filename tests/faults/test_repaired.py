@@ -13,8 +13,8 @@ import datamig_nb as dm
 from datamig_nb.database import Database
 from datamig_nb.render import Revision, render
 from tests.alembic_project import AlembicProject
-from tests.faults.kills import die_before_each_statement, killed_while_it_runs
-from tests.runs import ok, small_batches, version
+from tests.faults.kills import die_before_each_statement
+from tests.runs import held, ok, scanned, small_batches, version, wait_until
 from tests.scratch import query
 
 ROWS, BATCH = 960, 64
@@ -77,8 +77,9 @@ def test_killed_while_it_looks_for_rows_to_set_aside_it_sets_each_aside_once(
     revision = readings(database, on_error="quarantine", quarantine_limit=len(PLANTED))
     project.add(revision, small_batches(BATCH))
 
-    killed += killed_while_it_runs(database, project, chance, 4, "upgrade", "head")
-    killed["each"] = die_before_each_statement(database, project, "upgrade", "head")
+    moments = [number + chance.randrange(3) for number in range(5, 300, 3)]
+    words = ("upgrade", "head")
+    killed["moments"] = die_before_each_statement(database, project, *words, moments=moments)
 
     assert set_aside(database) == UNREADABLE
     values = dict(query(database, "SELECT id, value FROM reading"))
@@ -115,11 +116,8 @@ def test_the_first_row_that_cannot_be_done_stops_each_run_until_all_are_repaired
 def test_a_failed_check_is_passed_after_the_repair_wherever_it_is_killed(
     database: Database, project: AlembicProject, killed: Counter[str]
 ) -> None:
-    query(
-        database,
-        f"{MAKE_READINGS}; UPDATE reading SET raw = id * 2;"
-        " UPDATE reading SET raw = '-7' WHERE id = 77",
-    )
+    repaired = f"{MAKE_READINGS}; UPDATE reading SET raw = id * 2"
+    query(database, f"{repaired}; UPDATE reading SET raw = '-7' WHERE id = 77")
     none = dm.check("no reading below zero", "SELECT id, value FROM reading WHERE value < 0")
     revision = readings(
         database, none, dm.create_check_constraint("above_zero", "reading", "value >= 0")
@@ -130,13 +128,33 @@ def test_a_failed_check_is_passed_after_the_repair_wherever_it_is_killed(
         " (77,-7); repair them and run Alembic again, it goes on here"
     )
 
-    killed["before"] = die_before_each_statement(
-        database, project, "upgrade", "head", moments=range(1, 45)
-    )
+    words = ("upgrade", "head")
+    killed["before"] = die_before_each_statement(database, project, *words, arrives=False)
     stopped = project.alembic(database, "upgrade", "head")
     query(database, "UPDATE reading SET raw = '154' WHERE id = 77")
-    killed["after"] = die_before_each_statement(database, project, "upgrade", "head")
+    killed["after"] = die_before_each_statement(database, project, *words)
 
     assert (stopped.code, stopped.sentence) == (1, said)
     assert query(database, "SELECT count(*) FROM reading WHERE value = id * 2") == [ROWS]
     assert version(database) == [revision.id]
+
+
+def test_a_row_written_behind_the_walk_that_cannot_be_done_is_named(
+    database: Database, project: AlembicProject
+) -> None:
+    """The look back at the end meets it first, and cannot tell which it is."""
+    query(database, f"{MAKE_READINGS}; UPDATE reading SET raw = id * 2")
+    revision = readings(database)
+    project.add(revision, {**small_batches(8), "LOCK_TIMEOUT": "100ms"})
+    with project.start(database, "upgrade", "head") as running:
+        wait_until(lambda: scanned(database))
+        with held(database, f"SELECT FROM reading WHERE id = {ROWS} FOR UPDATE") as other:
+            wait_until(lambda: scanned(database) == ROWS - 8)
+            query(database, "INSERT INTO reading VALUES (0, 'unreadable')")
+            other.execute("COMMIT")
+        outcome = running.end()
+
+    assert outcome.sentence == (
+        f"{revision.id} failed at 'fill value': row (0) of reading cannot be done: invalid"
+        ' input syntax for type integer: "unreadable"; run Alembic again, it goes on here'
+    )
