@@ -90,14 +90,16 @@ def preflight(way: str, *checks: str) -> None:
     story["done"] = 0
     for check in checks:
         require(check, unless=f"SELECT FROM datamig.run WHERE {this}")
+    stays = "'paused', 'succeeded'" if op.get_context().as_sql else "'paused'"
     execute(f"""
 INSERT INTO datamig.run AS run (revision, step, part, pid)
 VALUES ('{revision}', '{way}', 0, pg_backend_pid())
 ON CONFLICT (revision, step, part) DO UPDATE
    SET pid = excluded.pid, heartbeat_at = excluded.heartbeat_at,
-       status = CASE run.status WHEN 'paused' THEN 'paused' ELSE 'running' END""")
+       status = CASE WHEN run.status IN ({stays}) THEN run.status ELSE 'running' END""")
     done = execute(f"SELECT batches FROM datamig.run WHERE {this}")
     story.update(this=this, at=0, done=done.scalar_one() if done else 0)
+    skip_done()
 
 
 # The run's row, this call's place in the story, and that of the last one not to be done again.
@@ -108,6 +110,15 @@ def passed() -> bool:
     """Whether an earlier run got beyond this call of the story."""
     story["at"] += 1
     return story["at"] <= story["done"]
+
+
+def skip_done(end: str = "") -> None:
+    """Let psql pass over the next part of the story where an earlier run got beyond it."""
+    if op.get_context().as_sql:
+        todo = f"batches <= {story['at']} AND status <> 'succeeded'"
+        op.get_context().impl.static_output(
+            f"{end}SELECT {todo} AS todo FROM datamig.run WHERE {story['this']} \\gset\n\\if :todo"
+        )
 
 
 def remember(name: str, value: str) -> None:
@@ -158,6 +169,7 @@ def finish() -> None:
     )
     if not op.get_context().as_sql and not done.rowcount:
         raise RuntimeError(f"{revision} was run twice at once, and the other run has done it")
+    end_skipping()
 
 
 def forget() -> None:
@@ -165,6 +177,13 @@ def forget() -> None:
     execute(f"DELETE FROM datamig.quarantine WHERE revision = '{revision}'")
     execute(f"DELETE FROM datamig.run WHERE revision = '{revision}' AND step <> 'downgrade'")
     execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE revision = '{revision}'")
+    end_skipping()
+
+
+def end_skipping() -> None:
+    """The end of what :func:`skip_done` began."""
+    if op.get_context().as_sql:
+        op.get_context().impl.static_output("\\endif")
 
 
 def step(statement: str, check: str = "", undo: str = "", once: str = "SELECT") -> None:
@@ -208,9 +227,11 @@ def sqlstate(error: DBAPIError) -> str:
 
 def step_once(statement: str) -> None:
     """A step that takes away what the story before it needs: from here on that is not repeated."""
-    step(
-        statement, once=f"UPDATE datamig.run SET batches = {story['at'] + 1} WHERE {story['this']}"
-    )
+    mark = f"UPDATE datamig.run SET batches = {story['at'] + 1} WHERE {story['this']}"
+    if op.get_context().as_sql:
+        statement = f"BEGIN;\n{statement.strip()};\n{mark};\nCOMMIT"
+    step(statement, once=mark)
+    skip_done("\\endif\n")
 
 
 def step_outside(statement: str, check: str = "", undo: str = "") -> None:

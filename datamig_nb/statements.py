@@ -115,10 +115,11 @@ def remaining(
     ``aside`` is a condition of rows that were set aside: nothing is evaluated over them.
     """
     source = "" if backfill.using is None else f", {backfill.using}"
-    undone = conditions(parenthesised(backfill.where), guard)
+    undone = (parenthesised(backfill.where), guard)
     if aside is not None:
-        undone = f"CASE WHEN {aside} THEN FALSE\n            ELSE {indent(undone, 5)} END"
-    where = conditions(parenthesised(backfill.on), undone, before)
+        rest = " AND ".join(condition for condition in undone if condition)
+        undone = (f"CASE WHEN {aside}\n     THEN FALSE ELSE {rest} END",)
+    where = conditions(parenthesised(backfill.on), *undone, before)
     return f"SELECT count(*) FROM {backfill.table.sql}{source}\n WHERE {where}"
 
 

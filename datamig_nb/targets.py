@@ -43,8 +43,10 @@ def require(migration: Migration, tables: Tables) -> None:
         if isinstance(step, InsertRows):
             _require_key(tables[step.table])
         if isinstance(step, DeleteRows):
-            for each in deletions(step, tables):
-                _require_no_silent_change(each, tables, migration.steps[:number], step.dependants)
+            parts = deletions(step, tables)
+            for place, part in enumerate(parts):
+                earlier = (*migration.steps[:number], *parts[:place])
+                _require_no_silent_change(part, tables, earlier)
 
 
 def _require_table(table: Table) -> None:
@@ -83,14 +85,11 @@ def _require_key(table: Table) -> None:
         )
 
 
-def _require_no_silent_change(
-    step: DeleteRows,
-    tables: Tables,
-    earlier: Sequence[Step],
-    dependants: Iterable[TableName],
-) -> None:
+def _require_no_silent_change(step: DeleteRows, tables: Tables, earlier: Sequence[Step]) -> None:
     for reference in tables[step.table].referenced_by:
-        if reference.on_delete is None or _is_prepared(reference, earlier, dependants):
+        if reference.on_delete is None or reference.is_of(step.table):
+            continue  # of its own rows, those that refer to one that goes are looked for first
+        if _is_prepared(reference, earlier):
             continue
         raise MigrationError(
             f"the foreign key {reference.name!r} of {str(reference.child)!r} says ON DELETE"
@@ -100,23 +99,20 @@ def _require_no_silent_change(
         )
 
 
-def _is_prepared(
-    reference: Reference, earlier: Sequence[Step], dependants: Iterable[TableName]
-) -> bool:
+def _is_prepared(reference: Reference, earlier: Sequence[Step]) -> bool:
     """Whether a step before sees to the rows that refer to those that go."""
-    removed = [
-        table
-        for step in earlier
-        if isinstance(step, DeleteRows)
-        for table in (step.table, *step.dependants)
-    ]
-    repointed = [
-        step.table
-        for step in earlier
-        if isinstance(step, Backfill) and set(reference.columns) & set(step.assign)
-    ]
-    unknown = any(isinstance(step, Sql) for step in earlier)
-    return unknown or any(map(reference.is_of, (*dependants, *removed, *repointed)))
+    for step in earlier:
+        match step:
+            case Sql():  # it may; the rows are looked at when it is done
+                return True
+            case DeleteRows() if any(map(reference.is_of, (step.table, *step.dependants))):
+                return True
+            case Backfill(table=table) if reference.is_of(table):
+                if set(reference.columns) & set(step.assign):
+                    return True
+            case _:
+                pass
+    return False
 
 
 # ---------------------------------------------------------------- children first
@@ -197,7 +193,7 @@ def checks(step: Step, tables: Tables) -> tuple[QueryCheck, ...]:
 
 def _no_children(step: DeleteRows, reference: Reference, tables: Tables) -> QueryCheck:
     failing = kept.children(step, reference)
-    if reference.is_of(step.table):  # rows that go together may refer to each other
+    if reference.is_of(step.table) and reference.on_delete is None:  # they may go together
         failing += f"\n   AND ({indent(step.where, 8)}) IS NOT TRUE"
     known = tables.get(reference.child)
     columns = ", ".join(map(quote, (known and known.key) or reference.columns))

@@ -6,8 +6,12 @@ walks.
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +21,18 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from datamig_nb.checks import check, unchanged
-from datamig_nb.database import Database
+from datamig_nb.checks import check, no_nulls, unchanged
+from datamig_nb.database import Database, connect
+from datamig_nb.errors import DatamigError
 from datamig_nb.migration import Migration, Step
 from datamig_nb.operations import add_column, create_table, sql
+from datamig_nb.preview import Preview, preview
 from datamig_nb.render import Revision, render
+from datamig_nb.server import binaries
 from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step
 from tests.alembic_project import AlembicProject, Outcome, make_project
-from tests.scratch import query, session
+from tests.scratch import query, scratch_database, session
+from tests.second_server import DEBIANS, running
 
 SMALL = {"FIRST_BATCH_ROWS": 4, "LEAST_BATCH_ROWS": 4, "MOST_BATCH_ROWS": 4}
 
@@ -650,6 +658,36 @@ def test_each_upgrade_after_a_downgrade_keeps_values_afresh(
     ]
 
 
+@pytest.mark.skipif(not DEBIANS.is_dir(), reason="Debian's PostgreSQL 15 is not installed")
+def test_values_come_back_on_a_server_whose_returning_gives_no_old_values(
+    project: AlembicProject,
+) -> None:
+    with running(DEBIANS) as url:
+        older = connect(url)
+        query(older, SHOP + "; ALTER TABLE sale ADD doc json DEFAULT '{}', ADD whole int")
+        for role in ("replica", "origin"):
+            there_and_back(
+                older,
+                replace(project, directory=make_project(project.directory / role).directory),
+                ["sale"],
+                back_up("sale", "amount", "doc", "place"),
+                backfill(
+                    "sale",
+                    {"amount": "amount * 1.111", "doc": "json_build_array(id)", "whole": "amount"},
+                    where="id <> 5",
+                    fire_triggers=role == "origin",
+                ),
+                back_up("sale", "whole"),
+                backfill("sale", {"place": "p.name"}, using="person AS p", on="p.id = person_id"),
+                delete_rows("sale", "id = 12"),
+            )
+
+            found = "SELECT amount::text, doc::text, whole, place FROM sale WHERE id = -16"
+            assert query(older, found) == [("2.44", "[-16]", 2, "p2")]
+            query(older, "DROP TABLE alembic_version, sale, person; DROP SCHEMA datamig CASCADE")
+            query(older, SHOP + "; ALTER TABLE sale ADD doc json DEFAULT '{}', ADD whole int")
+
+
 # ---------------------------------------------------------------- insert_rows
 
 
@@ -922,6 +960,30 @@ def test_children_that_a_step_before_left_are_not_changed_silently(
     query(database, "DELETE FROM line WHERE order_id % 3 = 0")
     ok(project.alembic(database, "upgrade", "head"))
     assert query(database, 'SELECT count(*) FROM "Order"') == [8]
+
+
+@pytest.mark.parametrize("action", ["", "ON DELETE CASCADE"])
+def test_rows_of_a_tree_go_from_the_leaves_up(
+    database: Database, project: AlembicProject, action: str
+) -> None:
+    query(
+        database,
+        f"CREATE TABLE node (id int PRIMARY KEY, up int REFERENCES node {action}, deep int);"
+        "INSERT INTO node SELECT n, nullif(n / 2, 0), log(2, n)::int FROM generate_series(1, 15) n",
+    )
+    old = "id IN (2, 4, 5, 8, 9, 10, 11)"
+    leaves = delete_rows("node", f"{old} AND id > 7")
+    steps = (leaves, delete_rows("node", f"{old} AND id > 3"), delete_rows("node", old))
+
+    there_and_back(database, project, ["node"], *steps)
+
+    assert query(database, "SELECT id FROM node ORDER BY 1") == [1, 3, 6, 7, 12, 13, 14, 15]
+    for path in (project.directory / "alembic" / "versions").glob("*.py"):
+        path.unlink()
+    query(database, "DELETE FROM alembic_version; DROP SCHEMA datamig CASCADE")
+    assert refused(
+        database, project, delete_rows("node", "id > 13"), delete_rows("node", "id = 6")
+    ).startswith("it stopped, for it requires: no row of public.node refers to one that goes")
 
 
 def test_duplicates_are_deleted_once_their_children_are_repointed(
@@ -1211,6 +1273,7 @@ def test_rows_that_a_policy_hides_stop_before_the_first_write(
 
         assert outcome.sentence.replace(revision.id, "it") == sentence
         assert contents(shop, "sale", "person") == before
+        assert walks(shop) == {}
 
 
 # ---------------------------------------------------------------- the ladder of failures
@@ -1331,3 +1394,424 @@ def test_a_deadlock_with_the_application_is_survived_by_the_run(
 
     assert "deadlock detected, attempt 1" in outcome.log
     assert query(shop, "SELECT place FROM sale WHERE id IN (-23, 250) ORDER BY id") == ["Z", "B"]
+
+
+# ---------------------------------------------------------------- --sql
+
+
+def psql(database: Database, script: str) -> subprocess.CompletedProcess[str]:
+    """Run a script by the real psql, which stops at the first error."""
+    url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    words = [binaries() / "psql", url, "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", "-"]
+    return subprocess.run(words, input=script, capture_output=True, text=True, check=False)
+
+
+def errors(result: subprocess.CompletedProcess[str]) -> list[str]:
+    """What psql says went wrong, without where."""
+    return re.findall(r"ERROR:  (.*)", result.stderr)
+
+
+def as_script(project: AlembicProject, database: Database, *words: str) -> str:
+    """What Alembic prints with --sql."""
+    outcome = ok(project.alembic(database, *words, "--sql"))
+    return "\n".join(
+        line for line in outcome.log.splitlines() if not line.startswith(("INFO", "WARN"))
+    )
+
+
+BUYER = "upper(place) || ' :y % {0} \\ '' $1'"
+
+EVERYTHING: dict[str, tuple[Step, ...]] = {
+    "new columns": (
+        new("sale", "buyer"),
+        new("sale", "token", sa.Uuid()),
+        keep_in_step("sale", {"buyer": BUYER}),
+        backfill("sale", {"buyer": BUYER}),
+        backfill("sale", {"token": "md5(id::text)::uuid"}, where="id > 0"),
+        unchanged("the number of sales", "SELECT count(*) FROM sale"),
+        check("every sale has a buyer", "SELECT id FROM sale WHERE buyer IS NULL"),
+    ),
+    "in place": (
+        back_up("sale", "amount", "place"),
+        backfill("sale", {"amount": "amount * 1.5"}),
+        backfill("sale", {"place": "p.name"}, using="person AS p", on="p.id = sale.person_id"),
+        sql("UPDATE person SET level = level + 1", "UPDATE person SET level = level - 1"),
+    ),
+    "rows": (
+        delete_rows("person", "id IN (2, 8)", dependants={"sale": "person_id"}),
+        create_table(
+            "place",
+            sa.Column("id", sa.Integer(), sa.Identity(), primary_key=True),
+            sa.Column("code", sa.Text(), unique=True),
+        ),
+        insert_rows(
+            "place",
+            "SELECT DISTINCT place AS code FROM sale WHERE length(place) = 1",
+            key="code",
+            on_conflict="nothing",
+        ),
+        insert_rows(
+            "person",
+            "SELECT id * 3 AS id, 'three' AS name FROM person WHERE id < 5",
+            key="id",
+            on_conflict="(id) DO UPDATE SET name = excluded.name",
+        ),
+    ),
+}
+TABLES = ["sale", "person"]
+
+
+def chain(database: Database, project: AlembicProject) -> str:
+    """The migrations one after the other, each rendered on what the one before made."""
+    project.add_plain("aaaa", "SELECT 1")
+    last = ""
+    for name, steps in EVERYTHING.items():
+        revision = render(database, Migration(name, *steps), alembic=project.ini)
+        project.add(revision, SMALL)
+        ok(project.alembic(database, "upgrade", "head"))
+        last = revision.id
+    return last
+
+
+def test_psql_makes_of_the_scripts_what_alembic_makes_online(
+    shop: Database, make_database: Callable[[str], Database], project: AlembicProject
+) -> None:
+    """And again what is done is passed over, whether up or down."""
+    fresh, before = make_database(str(shop.url.database)), contents(shop, *TABLES)
+    last = chain(shop, project)
+    online = contents(shop, *TABLES, "place")
+    ok(project.alembic(fresh, "upgrade", "aaaa"))
+    upgrade = as_script(project, fresh, "upgrade", "aaaa:head")
+    downgrade = as_script(project, fresh, "downgrade", f"{last}:aaaa")
+
+    for _ in range(2):
+        for _ in range(2):
+            done = psql(fresh, upgrade)
+            assert (errors(done), done.returncode) == ([], 0)
+            assert contents(fresh, *TABLES) == {table: online[table] for table in TABLES}
+            assert query(fresh, "SELECT version_num FROM alembic_version") == [last]
+        for _ in range(2):
+            done = psql(fresh, downgrade)
+            assert (errors(done), done.returncode) == ([], 0)
+            assert contents(fresh, *TABLES) == before
+            assert left_behind(fresh) == []
+            assert query(fresh, "SELECT version_num FROM alembic_version") == ["aaaa"]
+
+
+def test_psql_stops_with_the_same_sentence_and_goes_on_when_run_again(
+    shop: Database, make_database: Callable[[str], Database], project: AlembicProject
+) -> None:
+    """A statement of one's own, a price in place, then a check that fails, twice."""
+    fresh = make_database(str(shop.url.database))
+    project.add_plain("aaaa", "SELECT 1")
+    steps = (
+        *EVERYTHING["in place"],
+        check("nothing below 2", "SELECT id, amount FROM sale WHERE amount < 2"),
+    )
+    revision = render(shop, Migration("stops", *steps), alembic=project.ini)
+    project.add(revision, SMALL)
+    online = project.alembic(shop, "upgrade", "head")
+    ok(project.alembic(fresh, "upgrade", "aaaa"))
+    script = as_script(project, fresh, "upgrade", "aaaa:head")
+
+    stops = [psql(fresh, script) for _ in range(3)]
+
+    assert online.sentence.startswith(f"{revision.id} stopped, for it requires: nothing below 2;")
+    for stop in stops:
+        assert (stop.returncode, errors(stop)) == (3, [online.sentence])
+    assert contents(fresh, *TABLES) == contents(shop, *TABLES)
+    query(fresh, "DELETE FROM sale WHERE id = -23")
+    assert psql(fresh, script).returncode == 0
+    assert query(fresh, "SELECT version_num FROM alembic_version") == [revision.id]
+    wrong = "SELECT count(*) FROM sale WHERE amount <> round((id + 30) / 7 * 1.10 * 1.5, 2)"
+    assert query(fresh, wrong) == [0]
+
+
+def test_a_walk_that_failed_stops_psql_with_its_row(
+    shop: Database, make_database: Callable[[str], Database], project: AlembicProject
+) -> None:
+    query(shop, "ALTER TABLE sale ADD CHECK (amount < 60)")
+    fresh = make_database(str(shop.url.database))
+    added(shop, project, back_up("sale", "amount"), backfill("sale", {"amount": "amount * 1.5"}))
+    script = as_script(project, fresh, "upgrade", "head")
+
+    stop = psql(fresh, script)
+
+    assert stop.returncode == 3
+    assert "row (229) of sale cannot be done: new row for relation" in stop.stderr
+    assert query(fresh, "SELECT count(*) FROM sale WHERE amount = 1.65") == [1]
+
+
+#: What squawk finds, rule by rule, and why it is no fault here.
+NOT_FOR_US = {
+    "ban-drop-column": "the downgrade drops what the upgrade made",
+    "ban-drop-table": "the downgrade drops what the upgrade made",
+    "ban-drop-function": "the downgrade drops the function of our own trigger",
+    "require-concurrent-index-creation": "on tables in datamig that were made just before",
+    "require-statement-timeout": "the role's own holds; no batch takes long",
+    "prefer-bigint-over-int": "types are the user's choice",
+}
+
+
+def test_squawk_finds_nothing_in_the_scripts_but_what_is_meant(
+    shop: Database, project: AlembicProject
+) -> None:
+    last = chain(shop, project)
+    up, down = (
+        as_script(project, shop, way, between)
+        for way, between in (("upgrade", "aaaa:head"), ("downgrade", f"{last}:aaaa"))
+    )
+    squawk = [Path(sys.executable).with_name("squawk"), "--pg-version=15", "--reporter=json"]
+
+    found = [
+        subprocess.run(squawk, input=script, capture_output=True, text=True, check=False)
+        for script in (up, down)
+    ]
+
+    notes = [note for each in found for note in json.loads(each.stdout)]
+    assert {note["rule_name"] for note in notes} == set(NOT_FOR_US)
+    assert [each.stderr for each in found] == ["", ""]
+
+
+# ---------------------------------------------------------------- refused when it is rendered
+
+ODD = """
+CREATE TABLE town (id int PRIMARY KEY, name text);
+CREATE TABLE visit (id int PRIMARY KEY, town_id int REFERENCES town ON DELETE SET NULL,
+                    up_id int REFERENCES visit ON DELETE CASCADE);
+CREATE TABLE log (line text);
+CREATE VIEW seen AS SELECT * FROM town;
+CREATE MATERIALIZED VIEW kept_view AS SELECT * FROM town;
+CREATE EXTENSION file_fdw; CREATE SERVER files FOREIGN DATA WRAPPER file_fdw;
+CREATE FOREIGN TABLE far (id int) SERVER files OPTIONS (program 'echo 1');
+"""
+
+SILENT = (
+    "the foreign key '{}' of 'public.visit' says ON DELETE {}: rows there would change with those"
+    " deleted from '{}', and not be kept; name the table in dependants=, or see to these rows in a"
+    " step before"
+)
+NOT_CHECKED = (
+    "{} of '{}' is part of the foreign key '{}', which PostgreSQL checks by a trigger:"
+    " fire_triggers=False would switch it off; leave fire_triggers=False out"
+)
+
+
+@pytest.mark.parametrize(
+    ("steps", "sentence"),
+    [
+        ([backfill("seen", {"name": "''"})], "'seen' is a view, not a table; name the tables"
+         " beneath it"),
+        ([delete_rows("kept_view", "true")], "'kept_view' is a materialized view, not a table;"
+         " name the tables beneath it"),
+        ([backfill("far", {"id": "1"})], "'far' is a foreign table, not a table; migrate it where"
+         " it is"),
+        ([insert_rows("log", "SELECT 'x' AS line", key="line")], "table 'log' has no key, so the"
+         " downgrade could not find the rows that insert_rows() puts in; give it a primary key, or"
+         " send the INSERT with sql()"),
+        ([delete_rows("town", "true")], SILENT.format("visit_town_id_fkey", "SET NULL", "town")),
+        ([delete_rows("town", "true", dependants=("log",))], "'log' has no foreign key to 'town';"
+         ' name its columns, as in dependants={"shop.line": "order_id"}, or remove its rows in a'
+         " step before"),
+        ([delete_rows("town", "true", dependants={"log": ["line", "line"]})], "line and line of"
+         " 'log' cannot refer to the key of 'town', id; name its columns, as in"
+         ' dependants={"shop.line": "order_id"}, or remove its rows in a step before'),
+        ([delete_rows("town", "true", dependants={"log": "word"})], "table 'log' has no column"
+         " 'word'; use one of 'line'"),
+        ([backfill("visit", {"town_id": "1"}, fire_triggers=False)],
+         NOT_CHECKED.format("town_id", "visit", "visit_town_id_fkey")),
+        ([back_up("town", "name")], "back_up() keeps 'name' of 'town', but no backfill sets it;"
+         " name a column that one does"),
+        ([back_up("town", "nam"), backfill("town", {"nam": "''"})], "table 'town' has no column"
+         " 'nam'; use one of 'id', 'name'"),
+        ([backfill("log", {"line": "line || 'x'"})], "table 'log' has no primary key and no unique"
+         " index over NOT NULL columns, so batches cannot resume; add one, for example with CREATE"
+         " UNIQUE INDEX CONCURRENTLY"),
+        ([insert_rows("town", "SELECT 1 AS id, 2 AS size", key="id")], "table 'town' has no column"
+         " 'size'; use one of 'id', 'name'"),
+        ([insert_rows("town", "SELECT 1 AS id", key="name")], "the query for 'town' has no column"
+         " 'name' to be walked by; use one of id"),
+        ([new("town", "code"), insert_rows("town", "SELECT 1 AS id, code FROM town", key="id")],
+         "the query for 'town' reads what the migration is yet to make, so the database cannot say"
+         " its columns; name them with columns="),
+        ([backfill("town", {"id": "id + 1"})], "'id' is part of the key by which 'town' is walked;"
+         " fill a new column, and make that one the key in a later migration"),
+        ([new("town", "at", sa.Date()), backfill("town", {"at": "name"})], "the expression 'name'"
+         " does not work: 'at' of 'town' does not take it: it is of type date, the expression of"
+         " type text; cast it yourself"),
+    ],
+)  # fmt: skip
+def test_what_the_catalog_forbids_is_refused_when_rendered(
+    odd: Database, steps: list[Step], sentence: str
+) -> None:
+    with pytest.raises(DatamigError) as refusal:
+        render(odd, Migration("change", *steps))
+
+    assert str(refusal.value) == sentence
+
+
+@pytest.fixture(scope="module")
+def odd(samples: Database) -> Generator[Database]:
+    """Tables of every kind: only to be read."""
+    with scratch_database(samples) as made:
+        query(made, ODD)
+        yield made
+
+
+# ---------------------------------------------------------------- previewed
+
+
+def notes(found: Preview) -> list[tuple[str, int]]:
+    all_notes = [hazard for hazard in found.hazards if hazard.severity == "note"]
+    return [(note.what, note.rows) for note in all_notes if "old values become" not in note.what]
+
+
+def stops(found: Preview) -> list[tuple[str, int]]:
+    return [(hazard.what, hazard.rows) for hazard in found.hazards if hazard.severity == "stops"]
+
+
+def test_a_preview_tells_how_many_rows_come_go_and_find_no_partner(shop: Database) -> None:
+    partner = backfill("sale", {"buyer": "p.name"}, using="person AS p", on="p.id = sale.person_id")
+    found = preview(
+        shop,
+        Migration(
+            "all",
+            new("sale", "buyer"),
+            partner,
+            insert_rows("person", "SELECT id + 100 AS id FROM sale", key="id",
+                        on_conflict="nothing"),
+            delete_rows("person", "level = 0", dependants={"sale": "person_id"}, keep=False),
+            sql("SELECT 1"),
+            unchanged("nothing", "SELECT 1"),
+            back_up("sale", "place"),
+            backfill("sale", {"place": "upper(buyer)"}),
+            no_nulls("sale", "place"),
+        ),
+    )  # fmt: skip
+
+    assert notes(found) == [
+        ("rows of sale find no partner in person AS p", 6),
+        ("rows would be put into person, ON CONFLICT DO NOTHING", 40),
+        ("rows would be deleted from person", 3),
+    ]
+    assert stops(found) == [("not so afterwards: place of sale without NULL", 6)]
+    joined, read_on = found.backfills
+    assert (joined.rows, joined.changed_rows) == (34, 34)
+    assert {row.after for row in joined.map} == {(f"p{n}",) for n in range(1, 10)}
+    assert (read_on.rows, read_on.changed_rows) == (40, 40)
+    assert {row.after for row in read_on.map} == {*((f"P{n}",) for n in range(1, 10)), (None,)}
+
+
+def test_a_preview_finds_what_the_revision_would_stop_at_before_its_first_write(
+    shop: Database,
+) -> None:
+    query(
+        shop,
+        "INSERT INTO person VALUES (104, 'p4', 1); ALTER TABLE sale ADD buyer text;"
+        "UPDATE sale SET buyer = 'p' || person_id;"
+        "ALTER TABLE sale ADD FOREIGN KEY (id) REFERENCES sale;"
+        "CREATE TABLE visit (id int PRIMARY KEY, person_id int REFERENCES person);"
+        "INSERT INTO visit VALUES (1, 2), (2, 2), (3, 3)",
+    )
+
+    found = preview(
+        shop,
+        Migration(
+            "all",
+            backfill(
+                "sale", {"person_id": "p.id"}, using="person AS p", on="p.name = sale.buyer"
+            ),
+            delete_rows("person", "level = 2"),
+            insert_rows("visit", "SELECT person_id AS id FROM sale", key="id"),
+        ),
+    )  # fmt: skip
+
+    assert stops(found) == [
+        ("not so: each row of sale has one partner at most", 4),
+        ("not so: no row of public.visit refers to one that goes from person", 2),
+    ]
+
+
+def test_a_preview_says_what_it_cannot_foresee(shop: Database) -> None:
+    spot = create_table("spot", sa.Column("code", sa.Text(), primary_key=True))
+    links = "SELECT sale.id + 1000 AS id FROM sale JOIN spot ON code = place"
+
+    found = preview(
+        shop,
+        Migration(
+            "all",
+            spot,
+            insert_rows("spot", "SELECT DISTINCT place AS code FROM sale", key="code"),
+            backfill("sale", {"place": "code"}, using="spot", on="code = sale.place"),
+            insert_rows("sale", links, key="id", columns=["id"]),
+        ),
+    )
+
+    assert [what.split(":")[0] for what, _ in notes(found)] == [
+        "rows would be put into spot",
+        "rows of sale cannot be foreseen",
+        "rows of sale cannot be foreseen",
+    ]
+    assert found.passed
+
+
+# ---------------------------------------------------------------- keys
+
+KEYS: Mapping[str, tuple[str, str, str]] = {
+    "gaps": ("k bigint", "k", "SELECT n * n * 1000003 - 9e11::bigint"),
+    "composite": ("a int, k text", "k, a", "SELECT n % 7, 'k' || n / 7"),
+    "uuids": ("k uuid", "k", "SELECT md5(n::text)::uuid"),
+    "texts": ("k text", "k", r"SELECT E'\\''\"%{batch}\n$1 :x ' || chr(n * 37) || n"),
+    "times": (
+        "k timestamptz",
+        "k",
+        "SELECT CASE n WHEN 1 THEN '-infinity' WHEN 2 THEN 'infinity'"
+        " ELSE timestamptz '2025-10-26 00:00+00' + n * interval '7.000001 min' END",
+    ),
+    "numerics": (
+        "k numeric",
+        "k",
+        "SELECT CASE n WHEN 1 THEN 'NaN' WHEN 2 THEN '-Infinity' ELSE n / 7.0 END",
+    ),
+    "moods": ("k mood, j date", "k, j", "SELECT enum_last(NULL::mood), date '2026-01-01' + n"),
+    '"Odd Schema"."Table"': ('"Key" int, "end" int', '"end", "Key"', "SELECT n, n % 5"),
+}
+
+
+def test_rows_of_every_key_are_changed_once_deleted_and_put_in(
+    database: Database, project: AlembicProject
+) -> None:
+    """A price is doubled once, some rows go, others are copied: walked by the key each time."""
+    query(
+        database,
+        "CREATE SCHEMA \"Odd Schema\"; CREATE TYPE mood AS ENUM ('x', 'y');"
+        f"ALTER DATABASE {database.url.database} SET timezone = 'Europe/Berlin'",
+    )
+    steps: list[Step] = []
+    for number, (table, (columns, key, values)) in enumerate(KEYS.items()):
+        query(
+            database,
+            f"CREATE TABLE {table} ({columns}, v int, twice int GENERATED ALWAYS AS (v * 2) STORED,"
+            f" PRIMARY KEY ({key}));"
+            f"CREATE TABLE copy_{number} (LIKE {table}, PRIMARY KEY ({key}));"
+            f"INSERT INTO {table} {values}, n FROM generate_series(1, 30) AS n",
+        )
+        names = [part.strip().strip('"') for part in key.split(",")]
+        steps += [
+            back_up(table, "v"),
+            backfill(table, {"v": "v * 2"}),
+            insert_rows(
+                f"copy_{number}", f"SELECT {key}, v, twice FROM {table}", key=names,
+                columns=[*names, "v", "twice"],
+            ),
+            delete_rows(table, "v % 3 = 0"),
+        ]  # fmt: skip
+    tables = [*KEYS, *(f"copy_{number}" for number in range(len(KEYS)))]
+
+    there_and_back(database, project, tables, *steps)
+
+    for number, table in enumerate(KEYS):
+        sums = "SELECT count(*), sum(v), sum(twice) FROM"
+        assert query(database, f"{sums} copy_{number}") == [(30, 930, 1860)]
+        assert query(database, f"{sums} {table}") == [(20, 600, 1200)]
+    assert {status for status, *_ in walks(database).values()} == {"succeeded"}
