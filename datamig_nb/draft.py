@@ -32,6 +32,9 @@ from datamig_nb.transforms import Transform
 # like none, so that no expression holds it by chance.
 ID = "q7xz4revkj0w"
 
+# Types whose values are texts to Python too.
+_TEXTS = {"text", "varchar", "character varying"}
+
 # An expression that needs no constant.
 _SHORT = re.compile(r"[\w.]{1,63}|'[^'\\\s]{0,20}'")
 
@@ -281,12 +284,23 @@ class Draft:
         if step.workers > 1:
             at_once = "in_processes" if step.processes else "in_threads"
             arguments += [f"workers={step.workers}", f"at_once={at_once}"]
+        if not self._is_text(step):
+            arguments.append("kinds=of_any_type")
         if step.vectorized:
             arguments.append("computes=by_series")
         if step.quarantine_rows is not None:
-            arguments.append(f"quarantine_rows={step.quarantine_rows}")
+            arguments += ["set_aside=set_aside", f"quarantine_rows={step.quarantine_rows}"]
         checks = [f"require({self.check(*self._failing(c))})" for c in checksum_checks(step)]
         return [f"transform({', '.join(arguments)})", *checks]
+
+    def _is_text(self, step: Transform) -> bool:
+        """Whether all that is read and written is text, which needs no conversion."""
+        names = {quote(c.name): c.name for c in self.catalog.table(step.table).columns}
+        columns = [*(names.get(expression, "") for expression in step.reads), *step.columns]
+        if "" in columns:
+            return False
+        kinds = (self.catalog.column_type(step.table, column).name for column in columns)
+        return {kind.lower().partition("(")[0] for kind in kinds} <= _TEXTS
 
     def _key(self, step: Backfill, plan: walks.BackfillPlan) -> tuple[str, ...]:
         key = self.catalog.table(step.table).key
