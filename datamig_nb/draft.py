@@ -446,14 +446,24 @@ class Draft:
         if self.irreversible:
             return f"raises: {self.irreversible}."
         parts: list[str] = []
-        names = [f"{', '.join(cs)} of {table}" for table, cs in self.catalog.added.items()]
+        unseen = {
+            (step.table, column)
+            for step in self.migration.transforms
+            if step.checksum is None
+            for column in step.writes
+        }
+        seen = {
+            table: [column for column in columns if (table, column) not in unseen]
+            for table, columns in self.catalog.added.items()
+        }
+        names = [f"{', '.join(columns)} of {table}" for table, columns in seen.items() if columns]
         if names:
             parts.append(
                 f"drops {' and '.join(names)}, unless a value there was edited since (then it stops"
                 " and names the rows)"
             )
-        if unseen := [", ".join(t.writes) for t in self.migration.transforms if not t.checksum]:
-            parts.append(f"cannot tell whether {', '.join(unseen)} was edited, and drops it anyway")
+        if computed := sorted(f"{column} of {table}" for table, column in unseen):
+            parts.append(f"drops {', '.join(computed)}, edited since or not")
         if any(isinstance(step, BackUp | DeleteRows | InsertRows) for step in self.migration.steps):
             parts.append(
                 "puts back what was kept, where it was not edited since; datamig.conflict lists"

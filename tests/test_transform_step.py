@@ -346,6 +346,7 @@ def test_the_file_holds_the_function_under_its_own_heading_and_what_it_needs(
     )
 
     order = [
+        "drops shouted of large_table, edited since or not; nothing else was changed.",
         "Alembic must be connected, --sql is refused",
         "Written by datamig_nb; needs Alembic, pandas and PostgreSQL 14 or newer, nothing else.",
         "import hashlib\n",
@@ -354,7 +355,7 @@ def test_the_file_holds_the_function_under_its_own_heading_and_what_it_needs(
         "    online_only()\n    with own_commits():",
         "# -------- Python\n\n\ndef shout(note: str) -> str:\n    digest",
         "# -------- functions",
-        "def transform(\n",
+        "def transform(name: str",
     ]
     places = [revision.text.index(words) for words in order]
     assert places == sorted(places)
