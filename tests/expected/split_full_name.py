@@ -1,6 +1,6 @@
 """Split full_name of players.player into first_name and last_name.
 
-Revision ID: eed6c13f173b
+Revision ID: 7b275c038ba2
 Revises:
 Create Date: (when it was rendered)
 
@@ -41,7 +41,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "eed6c13f173b"
+revision = "7b275c038ba2"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -102,8 +102,8 @@ def downgrade() -> None:
     """Undo: split full_name of players.player into first_name and last_name."""
     with own_commits():
         preflight("downgrade", FIRST_NAME_AND_LAST_NAME_NOT_EDITED_SINCE_THE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_eed6c13f173b ON players.player")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_eed6c13f173b()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_7b275c038ba2 ON players.player")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_7b275c038ba2()")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS last_name")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS first_name")
         forget()
@@ -170,7 +170,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_eed6c13f173b() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_7b275c038ba2() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -190,9 +190,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_eed6c13f173b
+CREATE OR REPLACE TRIGGER zz_datamig_7b275c038ba2
 BEFORE INSERT OR UPDATE OF full_name ON players.player
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_eed6c13f173b()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_7b275c038ba2()
 """
 
 FIRST_NAME_LAST_NAME_LEFT = f"""
@@ -337,14 +337,16 @@ def preflight(way: str, *checks: str) -> None:
     story["done"] = 0
     for check in checks:
         require(check, unless=f"SELECT FROM datamig.run WHERE {this}")
+    stays = "'paused', 'succeeded'" if op.get_context().as_sql else "'paused'"
     execute(f"""
 INSERT INTO datamig.run AS run (revision, step, part, pid)
 VALUES ('{revision}', '{way}', 0, pg_backend_pid())
 ON CONFLICT (revision, step, part) DO UPDATE
    SET pid = excluded.pid, heartbeat_at = excluded.heartbeat_at,
-       status = CASE run.status WHEN 'paused' THEN 'paused' ELSE 'running' END""")
+       status = CASE WHEN run.status IN ({stays}) THEN run.status ELSE 'running' END""")
     done = execute(f"SELECT batches FROM datamig.run WHERE {this}")
     story.update(this=this, at=0, done=done.scalar_one() if done else 0)
+    skip_done()
 
 
 # The run's row, this call's place in the story, and that of the last one not to be done again.
@@ -355,6 +357,15 @@ def passed() -> bool:
     """Whether an earlier run got beyond this call of the story."""
     story["at"] += 1
     return story["at"] <= story["done"]
+
+
+def skip_done(end: str = "") -> None:
+    """Let psql pass over the next part of the story where an earlier run got beyond it."""
+    if op.get_context().as_sql:
+        todo = f"batches <= {story['at']} AND status <> 'succeeded'"
+        op.get_context().impl.static_output(
+            f"{end}SELECT {todo} AS todo FROM datamig.run WHERE {story['this']} \\gset\n\\if :todo"
+        )
 
 
 def require(check: str, unless: str = "SELECT WHERE FALSE") -> None:
@@ -397,6 +408,7 @@ def finish() -> None:
     )
     if not op.get_context().as_sql and not done.rowcount:
         raise RuntimeError(f"{revision} was run twice at once, and the other run has done it")
+    end_skipping()
 
 
 def forget() -> None:
@@ -404,6 +416,13 @@ def forget() -> None:
     execute(f"DELETE FROM datamig.quarantine WHERE revision = '{revision}'")
     execute(f"DELETE FROM datamig.run WHERE revision = '{revision}' AND step <> 'downgrade'")
     execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE revision = '{revision}'")
+    end_skipping()
+
+
+def end_skipping() -> None:
+    """The end of what :func:`skip_done` began."""
+    if op.get_context().as_sql:
+        op.get_context().impl.static_output("\\endif")
 
 
 def step(statement: str, check: str = "", undo: str = "", once: str = "SELECT") -> None:
