@@ -210,7 +210,7 @@ class Draft:
 
     def _statement(self, statement: Statement, *, once: bool) -> str:
         """The line of the story that sends a statement of a schema step."""
-        function = "step_once" if once else "step_outside" if statement.outside else "step"
+        function = "step_outside" if statement.outside else "step_once" if once else "step"
         arguments = [self._written(statement.sql)]
         if statement.validates is not None:
             arguments.append(self.check(*statement.validates))

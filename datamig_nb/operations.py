@@ -387,7 +387,8 @@ def drop_constraint(
 def sql(statement: str, undo: str | None = None, name: str | None = None) -> Sql:
     """Send a statement of your own as it stands, not in batches.
 
-    A run that was stopped sends it again: write it so that twice is as good as once.
+    It is sent once, however often the run is stopped, and what stands before it is not done again
+    from then on.  What PostgreSQL takes in no transaction, such as VACUUM, may be sent twice.
 
     Parameters
     ----------

@@ -1815,3 +1815,20 @@ def test_rows_of_every_key_are_changed_once_deleted_and_put_in(
         assert query(database, f"{sums} copy_{number}") == [(30, 930, 1860)]
         assert query(database, f"{sums} {table}") == [(20, 600, 1200)]
     assert {status for status, *_ in walks(database).values()} == {"succeeded"}
+
+
+def test_a_statement_that_no_transaction_takes_is_sent_outside_of_one(
+    shop: Database, make_database: Callable[[str], Database], project: AlembicProject
+) -> None:
+    fresh = make_database(str(shop.url.database))
+    project.add_plain("aaaa", "SELECT 1")
+    steps = (sql("VACUUM ANALYZE person", ""), sql("UPDATE person SET level = level + 1", ""))
+    project.add(render(shop, Migration("tidy", *steps), alembic=project.ini))
+    ok(project.alembic(fresh, "upgrade", "aaaa"))
+
+    ok(project.alembic(shop, "upgrade", "head"))
+    done = [psql(fresh, as_script(project, fresh, "upgrade", "aaaa:head")) for _ in range(2)]
+
+    assert [(errors(each), each.returncode) for each in done] == [([], 0), ([], 0)]
+    assert contents(fresh, "person") == contents(shop, "person")
+    assert query(shop, "SELECT sum(level) FROM person") == [18]
