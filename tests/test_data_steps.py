@@ -1548,7 +1548,6 @@ NOT_FOR_US = {
     "ban-drop-table": "the downgrade drops what the upgrade made",
     "ban-drop-function": "the downgrade drops the function of our own trigger",
     "require-concurrent-index-creation": "on tables in datamig that were made just before",
-    "require-statement-timeout": "the role's own holds; no batch takes long",
     "prefer-bigint-over-int": "types are the user's choice",
 }
 
