@@ -36,6 +36,9 @@ ID = "q7xz4revkj0w"
 #: The oldest PostgreSQL that files are written for.
 OLDEST_SERVER = 14
 
+# Types whose values are texts to Python too.
+_TEXTS = {"text", "varchar", "character varying"}
+
 # An expression that needs no constant.
 _SHORT = re.compile(r"[\w.]{1,63}|'[^'\\\s]{0,20}'")
 
@@ -280,12 +283,23 @@ class Draft:
         if step.workers > 1:
             at_once = "in_processes" if step.processes else "in_threads"
             arguments += [f"workers={step.workers}", f"at_once={at_once}"]
+        if not self._is_text(step):
+            arguments.append("kinds=of_any_type")
         if step.vectorized:
             arguments.append("computes=by_series")
         if step.quarantine_rows is not None:
-            arguments.append(f"quarantine_rows={step.quarantine_rows}")
+            arguments += ["set_aside=set_aside", f"quarantine_rows={step.quarantine_rows}"]
         checks = [f"require({self.check(*self._failing(c))})" for c in checksum_checks(step)]
         return [f"transform({', '.join(arguments)})", *checks]
+
+    def _is_text(self, step: Transform) -> bool:
+        """Whether all that is read and written is text, which needs no conversion."""
+        names = {quote(c.name): c.name for c in self.catalog.table(step.table).columns}
+        columns = [*(names.get(expression, "") for expression in step.reads), *step.columns]
+        if "" in columns:
+            return False
+        kinds = (self.catalog.column_type(step.table, column).name for column in columns)
+        return {kind.lower().partition("(")[0] for kind in kinds} <= _TEXTS
 
     def _key(self, step: Backfill, plan: walks.BackfillPlan) -> tuple[str, ...]:
         key = self.catalog.table(step.table).key
@@ -482,8 +496,6 @@ class Draft:
             )
         if loose:
             parts.append(f"drops {' and '.join(loose)}, whatever was written there since")
-        if unseen := [", ".join(t.writes) for t in self.migration.transforms if not t.checksum]:
-            parts.append(f"cannot tell whether {', '.join(unseen)} was edited, and drops it anyway")
         if any(isinstance(step, BackUp | DeleteRows | InsertRows) for step in self.migration.steps):
             parts.append(
                 "puts back what was kept, where it was not edited since; datamig.conflict lists"

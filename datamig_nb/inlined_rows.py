@@ -8,13 +8,16 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from datamig_nb.inlined import LOCK_TIMEOUT, begin, execute, quoted, revision, transaction
-from datamig_nb.inlined_values import Kind, reader, writer
+from datamig_nb.inlined_values import Kind, reader, text_expression, writer
 
 PARTED_PAGES = 64  # of the smallest table that several work on
 SAMPLED_PAGES = 300  # to find where a table is parted
+
+
+Texts: TypeAlias = "list[Sequence[str | None]]"  # one for each column
 
 
 class Job(NamedTuple):
@@ -22,58 +25,68 @@ class Job(NamedTuple):
 
     step: str
     table: str
-    key: tuple[str, ...]
-    reads: Sequence[tuple[str, Kind]]  # SQL over the row, one for each argument
-    writes: Sequence[tuple[str, Kind]]  # columns; the checksum's last
     function: Callable[..., Any]
-    has_checksum: bool
-    computes: Callable[..., list[Sequence[str | None]]] | None
-    where: str
-    quarantine_rows: int | None  # None: the first row that fails stops it
-    rows: int
-    bytes: int
-    has_children: bool
-    settings: str  # SELECT that sets in a transaction what Alembic's session has, and what we read
+    key: tuple[str, ...]
+    reads: tuple[str, ...]  # SQL over the row, one for each argument
+    writes: tuple[str, ...]
+    where: str = "TRUE"
+    checksum: str | None = None  # a column for the SHA-256
+    workers: int = 1
+    at_once: Callable[[Job, Sequence[int]], None] | None = None
+    computes: Callable[[Job, Texts], Texts] | None = None
+    kinds: Callable[[Job], Job] | None = None  # None: all is text
+    set_aside: Callable[..., None] | None = None  # None: the first row that fails stops it
+    quarantine_rows: int = 0
+    rows: int = 0
+    bytes: int = 0
+    settings: str = ""  # SELECT that sets in a transaction what Alembic's session has
+    texts: Sequence[str] = ()  # SQL for the text of what is read
+    readers: Sequence[Callable[[str | None], Any] | None] = ()  # None: Python gets the text
+    casts: Sequence[str] = ()  # types of the columns
+    writers: Sequence[Callable[[Any], str | None]] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that are written."""
+        return self.writes if self.checksum is None else (*self.writes, self.checksum)
 
 
 # ---------------------------------------------------------------- what the function makes of rows
 
 
-def computed(
-    job: Job, texts: Sequence[Sequence[str | None]]
-) -> tuple[list[Sequence[str | None]], dict[int, BaseException]]:
+def computed(job: Job, texts: Texts) -> tuple[Texts, dict[int, BaseException]]:
     """Columns of texts to write, and by number the rows for which the function failed."""
-    readers = [reader(kind) for _, kind in job.reads]
-    writers = [writer(kind) for _, kind in job.writes]
     if job.computes is not None:
-        return job.computes(job, texts, readers, writers), {}
+        return job.computes(job, texts), {}
+    writers = job.writers or [text_only] * len(job.writes)
     rows: list[tuple[str | None, ...]] = []
     failures: dict[int, BaseException] = {}
-    one = writers[0] if len(writers) - job.has_checksum == 1 else None
     while len(rows) < len(texts[0]):
         left = [column[len(rows) :] if rows else column for column in texts]
-        values_of = [map(r, c) if r else c for r, c in zip(readers, left, strict=True)]
+        values_of = [map(r, c) if r else c for r, c in zip(job.readers, left, strict=True)]
         try:
             for values in zip(*values_of, strict=True):
                 result = job.function(*values)
-                if one is None:
-                    rows.append(texts_of(result, writers))
+                if len(job.writes) > 1:
+                    if not isinstance(result, tuple):
+                        raise TypeError(f"it gives {type(result).__name__}, not a tuple")
+                    several = zip(writers, cast("tuple[Any, ...]", result), strict=True)
+                    rows.append(tuple(write(value) for write, value in several))
                 else:
-                    text = one(result)
-                    rows.append((text, sha256(text)) if job.has_checksum else (text,))
+                    text = writers[0](result)
+                    rows.append((text, sha256(text)) if job.checksum else (text,))
         except Exception as error:
-            row = [column[len(rows)] for column in texts]
-            failures[len(rows)] = ValueError(told(job, readers, row, error))
-            rows.append((None,) * len(writers))
+            said = f"{job.function.__name__}() failed with {type(error).__name__}: {error}"
+            failures[len(rows)] = ValueError(said)
+            rows.append((None,) * len(job.columns))
     return list(zip(*rows, strict=True)), failures
 
 
-def texts_of(result: Any, writers: Sequence[Callable[[Any], str | None]]) -> tuple[str | None, ...]:
-    """The texts of several values, which the function gives as a tuple."""
-    if not isinstance(result, tuple) or len(cast("tuple[Any, ...]", result)) != len(writers):
-        raise TypeError(f"it gives {type(result).__name__}, not a tuple of {len(writers)} values")  # pyright: ignore[reportUnknownArgumentType]
-    values = cast("tuple[Any, ...]", result)
-    return tuple(write(value) for write, value in zip(writers, values, strict=True))
+def text_only(value: Any) -> str | None:
+    """What a column of text gets."""
+    if value is None or isinstance(value, str):
+        return value
+    raise TypeError(f"a column of text takes None or str, not {type(value).__name__}")
 
 
 def sha256(text: str | None) -> str | None:
@@ -81,48 +94,27 @@ def sha256(text: str | None) -> str | None:
     return None if text is None else hashlib.sha256(text.encode()).hexdigest()
 
 
-def by_series(
-    job: Job,
-    texts: Sequence[Sequence[str | None]],
-    readers: Sequence[Callable[[str | None], Any] | None],
-    writers: Sequence[Callable[[Any], str | None]],
-) -> list[Sequence[str | None]]:
+def by_series(job: Job, texts: Texts) -> Texts:
     """Columns of texts to write, from a function of pandas.Series."""
     pandas: Any = importlib.import_module("pandas")  # named by requires=
+    writers = job.writers or [text_only] * len(job.writes)
     try:
         series = [
             pandas.Series(list(map(read, column)) if read else column, dtype=object)
-            for read, column in zip(readers, texts, strict=True)
+            for read, column in zip(job.readers, texts, strict=True)
         ]
         result = job.function(*series)
         several = [result[name] for name in result.columns] if result.ndim == 2 else [result]
-        columns: list[Sequence[str | None]] = [
+        columns: Texts = [
             [write(v) for v in column.astype(object).where(column.notna(), None).tolist()]
-            for write, column in zip(writers, several, strict=not job.has_checksum)
+            for write, column in zip(writers[: len(job.writes)], several, strict=True)
         ]
         if {len(column) for column in columns} != {len(texts[0])}:
             raise ValueError(f"it gives {len(columns[0])} values for {len(texts[0])} rows")
     except Exception as error:
-        raise ValueError(told(job, readers, [column[0] for column in texts], error)) from error
-    return columns + ([list(map(sha256, columns[0]))] if job.has_checksum else [])
-
-
-def told(
-    job: Job,
-    readers: Sequence[Callable[[str | None], Any] | None],
-    texts: Sequence[str | None],
-    error: BaseException,
-) -> str:
-    """What the function failed on, the types of its arguments, and how."""
-    types: list[str] = []
-    for (expression, kind), read, text in zip(job.reads, readers, texts, strict=True):
-        try:
-            value = read(text) if read else text
-        except Exception as unread:
-            return f"Python cannot read {expression}, of type {kind.sql}: {unread}"
-        types.append(f"{expression}: {type(value).__name__}")
-    call = f"{job.function.__name__}({', '.join(types)})"
-    return f"{call} failed with {type(error).__name__}: {error}"
+        said = f"{job.function.__name__}() failed with {type(error).__name__}: {error}"
+        raise ValueError(said) from error
+    return [*columns, list(map(sha256, columns[0]))] if job.checksum else columns
 
 
 # ---------------------------------------------------------------- what is known before
@@ -149,7 +141,7 @@ def written_by_others(job: Job) -> str:
     )
 
 
-def begin_parts(job: Job, workers: int) -> list[int]:
+def begin_parts(job: Job) -> list[int]:
     """Note the parts, the last for what others write; what an earlier run noted of them stays."""
     with transaction():
         execute(job.settings)
@@ -157,7 +149,7 @@ def begin_parts(job: Job, workers: int) -> list[int]:
         execute(OWN_TRANSACTIONS)
         noted = f"SELECT part FROM datamig.run WHERE {this_step(job.step)} AND part > 0"
         parts = sorted(execute(noted).scalars())
-        stops = [] if parts else part_stops(job, workers)
+        stops = [] if parts else part_stops(job)
         parts = parts or list(range(1, len(stops) + 3))
         for part in parts:
             given: dict[str, object] = {"stop": stops[part - 1]} if part <= len(stops) else {}
@@ -173,10 +165,10 @@ def begin_parts(job: Job, workers: int) -> list[int]:
     return parts
 
 
-def part_stops(job: Job, workers: int) -> list[str]:
+def part_stops(job: Job) -> list[str]:
     """Keys that part the table into about equal parts, from a sample of its pages."""
     pages = job.bytes / 8192
-    if workers < 2 or pages < PARTED_PAGES:
+    if job.workers < 2 or pages < PARTED_PAGES:
         return []
     keys = ", ".join(job.key)
     found = execute(
@@ -184,30 +176,10 @@ def part_stops(job: Job, workers: int) -> list[str]:
         f" FROM (SELECT *, row_number() OVER (ORDER BY {keys}) AS datamig_row,"
         f" count(*) OVER () AS datamig_rows FROM (SELECT {keys} FROM {job.table}"
         f" TABLESAMPLE SYSTEM ({min(100.0, 100 * SAMPLED_PAGES / pages):.6f})) AS sample)"
-        f" AS sample WHERE datamig_row * {workers} % datamig_rows < {workers}"
+        f" AS sample WHERE datamig_row * {job.workers} % datamig_rows < {job.workers}"
         " AND datamig_row < datamig_rows ORDER BY datamig_row"
     )
     return list(found.scalars())
-
-
-def kinds_of(table: str, expressions: Sequence[str]) -> list[Kind]:
-    """The types of expressions over a row; no row is read."""
-    given = ", ".join(f"({expression}) AS c{n}" for n, expression in enumerate(expressions))
-    types = ", ".join(f"pg_typeof(row.c{n})::oid" for n in range(len(expressions)))
-    found = execute(f"""
-WITH RECURSIVE kind (number, given, id, is_array) AS (
-    SELECT number, id, id, FALSE
-      FROM (SELECT) AS one LEFT JOIN (SELECT {given} FROM {table} LIMIT 0) AS row ON TRUE,
-           unnest(ARRAY[{types}]) WITH ORDINALITY AS asked (id, number)
-     UNION ALL
-    SELECT number, given, CASE typtype WHEN 'd' THEN typbasetype ELSE typelem END,
-           is_array OR typtype <> 'd'
-      FROM kind JOIN pg_type ON oid = id
-     WHERE typtype = 'd' OR typcategory = 'A' AND typelem <> 0 AND NOT is_array
-)
-SELECT format_type(given, -1), typname, is_array FROM kind JOIN pg_type ON oid = id
- WHERE typtype <> 'd' AND (is_array OR typcategory <> 'A' OR typelem = 0) ORDER BY number""")
-    return [Kind(*row) for row in found]
 
 
 def size_of(table: str) -> dict[str, Any]:
@@ -218,7 +190,7 @@ WITH RECURSIVE family (id) AS (
      UNION SELECT inhrelid FROM pg_inherits JOIN family ON inhparent = id
 )
 SELECT coalesce(sum(greatest(0, reltuples)) FILTER (WHERE relkind <> 'p'), 0)::bigint AS rows,
-       coalesce(sum(pg_table_size(oid)), 0)::bigint AS bytes, count(*) > 1 AS has_children
+       coalesce(sum(pg_table_size(oid)), 0)::bigint AS bytes
   FROM family JOIN pg_class ON oid = id""")
     return dict(found.mappings().one())
 
@@ -236,3 +208,31 @@ def settings() -> str:
     }
     calls = (f"set_config({quoted(n)}, {quoted(value)}, true)" for n, value in values.items())
     return f"SELECT {', '.join(calls)}"
+
+
+def of_any_type(job: Job) -> Job:
+    """The job with what carries values of its types; no row is read."""
+    asked = (*job.reads, *job.columns)
+    given = ", ".join(f"({expression}) AS c{n}" for n, expression in enumerate(asked))
+    types = ", ".join(f"pg_typeof(row.c{n})::oid" for n in range(len(asked)))
+    found = execute(f"""
+WITH RECURSIVE kind (number, given, id, is_array) AS (
+    SELECT number, id, id, FALSE
+      FROM (SELECT) AS one LEFT JOIN (SELECT {given} FROM {job.table} LIMIT 0) AS row ON TRUE,
+           unnest(ARRAY[{types}]) WITH ORDINALITY AS asked (id, number)
+     UNION ALL
+    SELECT number, given, CASE typtype WHEN 'd' THEN typbasetype ELSE typelem END,
+           is_array OR typtype <> 'd'
+      FROM kind JOIN pg_type ON oid = id
+     WHERE typtype = 'd' OR typcategory = 'A' AND typelem <> 0 AND NOT is_array
+)
+SELECT format_type(given, -1), typname, is_array FROM kind JOIN pg_type ON oid = id
+ WHERE typtype <> 'd' AND (is_array OR typcategory <> 'A' OR typelem = 0) ORDER BY number""")
+    kinds = [Kind(*row) for row in found]
+    reads, writes = kinds[: len(job.reads)], kinds[len(job.reads) :]
+    return job._replace(
+        texts=[text_expression(*read) for read in zip(job.reads, reads, strict=True)],
+        readers=list(map(reader, reads)),
+        casts=[kind.sql for kind in writes],
+        writers=list(map(writer, writes)),
+    )

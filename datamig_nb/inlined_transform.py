@@ -13,7 +13,6 @@ import os
 import random
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -38,15 +37,14 @@ from datamig_nb.inlined import (
 )
 from datamig_nb.inlined_rows import (
     Job,
+    Texts,
     begin_parts,
     computed,
-    kinds_of,
     settings,
     size_of,
     this_step,
     written_by_others,
 )
-from datamig_nb.inlined_values import text_expression
 
 TRANSFORM_SECONDS = 0.5  # what a batch that Python computes should take: writers may have to wait
 MOST_TRANSFORM_ROWS = 50_000
@@ -62,49 +60,28 @@ def online_only() -> None:
         raise RuntimeError(f"{revision} computes in Python, which no script can; run without --sql")
 
 
-def transform(
-    name: str,
-    table: str,
-    function: Callable[..., Any],
-    *,
-    key: tuple[str, ...],
-    reads: tuple[str, ...],
-    writes: tuple[str, ...],
-    where: str = "TRUE",
-    checksum: str | None = None,
-    workers: int = 1,
-    at_once: Callable[[Job, Sequence[int]], None] | None = None,
-    computes: Callable[..., list[Sequence[str | None]]] | None = None,
-    quarantine_rows: int | None = None,
-) -> None:
+def transform(name: str, table: str, function: Callable[..., Any], **more: Any) -> None:
     """Give columns of each row what the function makes of others; then look at what others wrote.
 
     Each part of the table is walked by its key, several at once where there are workers.
     """
     if passed():
         return
-    columns = writes if checksum is None else (*writes, checksum)
-    kinds = kinds_of(table, [*reads, *columns])
-    job = Job(
-        step=name,
-        table=table,
-        key=key,
-        reads=list(zip(reads, kinds, strict=False)),
-        writes=list(zip(columns, kinds[len(reads) :], strict=True)),
-        function=function,
-        has_checksum=checksum is not None,
-        computes=computes,
-        where=where,
-        quarantine_rows=quarantine_rows,
-        **size_of(table),
-        settings=settings(),
-    )
-    *parts, last = begin_parts(job, workers)
+    job = Job(name, table, function, **more)
+    job = job._replace(**size_of(table), settings=settings())
+    if job.kinds is None:
+        texts = [f"({expression})::text" for expression in job.reads]
+        job = job._replace(
+            texts=texts, readers=[None] * len(texts), casts=["text"] * len(job.columns)
+        )
+    else:
+        job = job.kinds(job)
+    *parts, last = begin_parts(job)
     try:
-        if at_once is None or len(parts) == 1 or op.get_bind().dialect.is_async:
+        if job.at_once is None or len(parts) == 1 or op.get_bind().dialect.is_async:
             in_turn(job, parts)
         else:
-            at_once(job, parts)
+            job.at_once(job, parts)
         catch_up(job, last)
     except Exception as error:
         if not op.get_bind().invalidated:  # else the connection is gone
@@ -116,13 +93,13 @@ def transform(
 
 
 def in_turn(job: Job, parts: Sequence[int], ended: Event | None = None) -> None:
-    """Job the parts one after the other; what a helper did of them is done."""
+    """Walk the parts one after the other; what a helper did of them is done."""
     for part in parts:
         walk_part(op.get_bind(), job, part, ended or Event())
 
 
 def in_threads(job: Job, parts: Sequence[int]) -> None:
-    """Job the parts with threads that help: while one waits for the server, another computes."""
+    """Walk the parts with threads that help: while one waits for the server, another computes."""
     ended = Event()
 
     def help_out(part: int) -> None:
@@ -139,7 +116,7 @@ def in_threads(job: Job, parts: Sequence[int]) -> None:
 
 
 def in_processes(job: Job, parts: Sequence[int]) -> None:
-    """Job the parts with forked processes that help, for a function that keeps processors busy."""
+    """Walk the parts with forked processes that help, for a function that keeps processors busy."""
     context = multiprocessing.get_context("fork")
 
     def help_out(part: int) -> None:
@@ -206,7 +183,7 @@ class RowsFailedError(Exception):
 
 
 def walk_part(bind: Any, job: Job, part: int, ended: Event) -> None:
-    """Job a part from its cursor on; rows that fail together are tried in halves, down to one."""
+    """Walk a part from its cursor on; rows that fail together are tried in halves, down to one."""
     widest = max(10, min(MOST_TRANSFORM_ROWS, TRANSFORM_BYTES * job.rows // max(1, job.bytes)))
     most, failed, attempt, shown = widest, None, 0, time.monotonic()
     while not ended.is_set():
@@ -261,10 +238,10 @@ def one_batch(bind: Any, job: Job, part: int, most: int, failed: BaseException |
         changed = 0
         try:
             if failed is not None and batch.keys:
-                set_aside(bind, job, batch, {0: failed})
+                fail(bind, job, batch, {0: failed})
             elif batch.keys:
                 columns, failures = computed(job, batch.texts)
-                set_aside(bind, job, batch, failures)
+                fail(bind, job, batch, failures)
                 changed = write_batch(bind, job, batch, columns, failures)
         except (DBAPIError, ValueError) as error:
             if isinstance(error, DBAPIError) and (sqlstate(error) or "22")[:2] not in ROW_STATES:
@@ -302,31 +279,30 @@ class Batch(NamedTuple):
     last: str  # and not behind this one
     keys: list[str]  # of the rows that are meant
     versions: Mapping[str, str]  # system columns that tell a row's version, as arrays
-    texts: list[list[str | None]]  # one list for each argument
+    texts: Texts  # one list for each argument
 
 
 def read_batch(bind: Any, job: Job, after: str | None, stop: str | None, rows: int) -> Batch:
     """Read the rows behind a key, of those that are meant what the function needs."""
     key = f"concat_ws(', ', {', '.join(f'quote_literal({part})' for part in job.key)})"
-    identity = ["ctid", "xmin", *(["tableoid"] if job.has_children else [])]
     texts = [f"datamig_{number}" for number in range(len(job.reads))]
     values = "".join(
-        f", CASE WHEN {job.where} THEN {text_expression(*read)} END AS {name}"
-        for name, read in zip(texts, job.reads, strict=True)
+        f", CASE WHEN {job.where} THEN {text} END AS {name}"
+        for name, text in zip(texts, job.texts, strict=True)
     )
     meant = "FILTER (WHERE datamig_meant)"
-    gathered = [f"array_agg({name}) {meant}::text" for name in identity]
+    gathered = [f"array_agg({name}) {meant}::text" for name in IDENTITY]
     gathered += [f"to_json(array_agg({name}) {meant})::text" for name in ("datamig_key", *texts)]
     row = execute(
         f"SELECT count(*), (array_agg(datamig_key))[count(*)], {', '.join(gathered)}"
-        f" FROM (SELECT {', '.join(identity)}, {key} AS datamig_key,"
+        f" FROM (SELECT {', '.join(IDENTITY)}, {key} AS datamig_key,"
         f" ({job.where}) AS datamig_meant{values}"
         f" FROM {job.table} WHERE {in_range(job, after, stop)}"
         f" ORDER BY {', '.join(job.key)} LIMIT {rows}) AS batch",
         bind,
     ).one()
-    keys, *columns = (json.loads(text or "[]") for text in row[2 + len(identity) :])
-    versions = dict(zip(identity, row[2:], strict=False))
+    keys, *columns = (json.loads(text or "[]") for text in row[2 + len(IDENTITY) :])
+    versions = dict(zip(IDENTITY, row[2:], strict=False))
     return Batch(row[0], after, row[1], keys, versions, columns)
 
 
@@ -347,25 +323,22 @@ def write_batch(
 ) -> int:
     """Write what was computed where a row is still what was read; gives the rows that changed."""
     values = dict(batch.versions)
-    sources = [f"CAST(CAST(\x01{name} AS text) AS {IDENTITY[name]}[])" for name in values]
-    same = " AND ".join(f"target.{name} = new.{name}_read" for name in values)
-    listed = [*(f"{name}_read" for name in values), *(f"w{n}" for n in range(len(columns)))]
-    for number, column in enumerate(columns):
-        texts = dict(zip("wsn", as_one_text(column), strict=True))
-        values |= {f"{mark}{number}": text for mark, text in texts.items()}
-        marks = (f"CAST(\x01{mark}{number} AS text)" for mark in texts)
-        sources.append(f"string_to_array({', '.join(marks)})")
-    new = {column: f"new.w{n}::{kind.sql}" for n, (column, kind) in enumerate(job.writes)}
+    values |= {f"w{n}": array_of_texts(column) for n, column in enumerate(columns)}
+    types = IDENTITY | dict.fromkeys(values.keys() - IDENTITY.keys(), "text")
+    sources = ", ".join(f"CAST(CAST(\x01{name} AS text) AS {types[name]}[])" for name in values)
+    listed = ", ".join(f"{name}_read" for name in values)
+    same = " AND ".join(f"target.{name} = new.{name}_read" for name in batch.versions)
+    new = {c: f"new.w{n}_read::{job.casts[n]}" for n, c in enumerate(job.columns)}
     # Their texts tell more apart than "=" does: citext, box, 1.0 and 1.00; and json has no "=".
     differs = " OR ".join(
         f'target.{column}::text COLLATE "C" IS DISTINCT FROM ({value})::text'
         for column, value in new.items()
     )
-    without = "".join(f" AND new.number <> {number + 1}" for number in failures)
+    without = "".join(f" AND new.number_read <> {number + 1}" for number in failures)
     statement = (
         f"UPDATE {job.table} AS target"
         f" SET {', '.join(f'{column} = {value}' for column, value in new.items())}"
-        f" FROM unnest({', '.join(sources)}) WITH ORDINALITY AS new({', '.join(listed)}, number)"
+        f" FROM unnest({sources}) WITH ORDINALITY AS new({listed}, number_read)"
         f" WHERE {in_range(job, batch.after, batch.last, 'target.')} AND {same}{without}"
         f" AND ({differs})"
     )
@@ -378,54 +351,54 @@ def write_batch(
 IDENTITY = {
     "ctid": "tid",
     "xmin": "xid",
-    "tableoid": "oid",  # where rows lie in several tables
+    "tableoid": "oid",
 }
 
 # Classes of SQLSTATE that are about a row: data, constraint, a view's check, too large, RAISE.
-ROW_STATES = {
-    *("22", "23", "44", "54", "P0"),
-}
+ROW_STATES = """
+22 23 44 54 P0
+"""
 
 
-def as_one_text(column: Sequence[str | None]) -> tuple[str, str, str]:
-    """The values in one text for string_to_array(), with a separator and a NULL that none has."""
-    separator, null = "\x1f", "\x1e"
-    together = "".join(value for value in column if value is not None)
-    while separator in together:
-        separator += uuid.uuid4().hex  # begins with what does not come again in it
-    while null in together:
-        null += uuid.uuid4().hex
-    # The end keeps an only value that is empty from making an empty array.
-    return separator.join([*(null if v is None else v for v in column), null]), separator, null
+def array_of_texts(column: Sequence[str | None]) -> str:
+    """The texts as PostgreSQL reads an array."""
+    escaped = (v and v.replace("\\", "\\\\").replace('"', '\\"') for v in column)
+    return "{" + ",".join("NULL" if v is None else f'"{v}"' for v in escaped) + "}"
 
 
-def set_aside(bind: Any, job: Job, batch: Batch, failures: Mapping[int, BaseException]) -> None:
-    """Put the rows that failed into datamig.quarantine; or stop, naming the first of them."""
+def fail(bind: Any, job: Job, batch: Batch, failures: Mapping[int, BaseException]) -> None:
+    """Stop at the first row that failed, naming it; or set them aside."""
     for number, error in failures.items():
-        key, reason = batch.keys[number], in_words(error)
-        row = f"{job.table}, ({', '.join(job.key)}) = ({key})"
-        if job.quarantine_rows is None:
-            raise RuntimeError(
-                f"{revision} stopped at {row}: {reason}; repair the row or the function and run"
-                " Alembic again, it goes on here"
-            ) from error
-        log.warning("%s: set aside %s: %s", job.step, row, reason)
-        state = sqlstate(error) if isinstance(error, DBAPIError) else ""
-        values = (revision, job.step, job.table, key, state, reason.replace("\0", "?"))
-        # One after the other, so that each counts what all set aside.
-        execute(f"SELECT pg_advisory_xact_lock(hashtext('{revision} aside'))", bind)
-        execute(
-            f"INSERT INTO datamig.quarantine VALUES ({', '.join(map(quoted, values))})"
-            " ON CONFLICT DO NOTHING",
-            bind,
+        if job.set_aside is not None:
+            job.set_aside(bind, job, batch.keys[number], error)
+            continue
+        raise RuntimeError(
+            f"{revision} stopped at {job.table}, ({', '.join(job.key)}) = ({batch.keys[number]}):"
+            f" {in_words(error)}; repair the row or the function and run Alembic again, it goes on"
+            " here"
+        ) from error
+
+
+def set_aside(bind: Any, job: Job, key: str, error: BaseException) -> None:
+    """Put a row into datamig.quarantine; or give up."""
+    reason = in_words(error)
+    log.warning("%s: set aside %s, (%s): %s", job.step, job.table, key, reason)
+    state = sqlstate(error) if isinstance(error, DBAPIError) else ""
+    values = (revision, job.step, job.table, key, state, reason.replace("\0", "?"))
+    # One after the other, so that each counts what all set aside.
+    execute(f"SELECT pg_advisory_xact_lock(hashtext('{revision} aside'))", bind)
+    execute(
+        f"INSERT INTO datamig.quarantine VALUES ({', '.join(map(quoted, values))})"
+        " ON CONFLICT DO NOTHING",
+        bind,
+    )
+    query = f"SELECT count(*) FROM datamig.quarantine WHERE {this_step(job.step)}"
+    aside = execute(query, bind).scalar_one()
+    if aside > job.quarantine_rows:
+        raise RuntimeError(
+            f"{revision} gave up: {aside} rows of {job.table} would be set aside, more than"
+            f" {job.quarantine_rows}, the last because {reason}"
         )
-        query = f"SELECT count(*) FROM datamig.quarantine WHERE {this_step(job.step)}"
-        aside = execute(query, bind).scalar_one()
-        if aside > job.quarantine_rows:
-            raise RuntimeError(
-                f"{revision} gave up: {aside} rows of {job.table} would be set aside, more than"
-                f" {job.quarantine_rows}, the last because {reason}"
-            )
 
 
 def in_words(error: BaseException) -> str:

@@ -73,11 +73,6 @@ TAKEN: dict[str, tuple[type[Any], ...]] = {
     "interval": (dates.timedelta,),
     "uuid": (uuid.UUID,),
 }
-# Whether the values have a time zone; PostgreSQL would pass over one, or make one up.
-WITH_ZONE = {
-    **dict.fromkeys(("time", "timestamp"), False),
-    **dict.fromkeys(("timetz", "timestamptz"), True),
-}
 
 
 def writer(kind: Kind) -> Callable[[Any], str | None]:
@@ -103,9 +98,9 @@ def value_text(value: Any, base: str) -> str:
         names = " or ".join(["None", *(kind.__name__ for kind in taken), "str"])
         names = names.removesuffix(" or str") if base == "bytea" else names
         raise TypeError(f"a column of type {base} takes {names}, not {type(value).__name__}")
-    zone = WITH_ZONE.get(base)
-    if zone is not None and (value.tzinfo is not None) is not zone:
-        wanted = "with" if zone else "without"
+    if base.startswith("time") and (value.tzinfo is None) is base.endswith("tz"):
+        # PostgreSQL would pass over a time zone, or make one up.
+        wanted = "with" if base.endswith("tz") else "without"
         raise ValueError(f"a column of type {base} takes values {wanted} a time zone")
     if base == "bytea":
         return "\\x" + bytes(cast("bytes", value)).hex()

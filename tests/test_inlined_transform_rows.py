@@ -1,4 +1,4 @@
-"""Pure functions of the rows that Python computes: the size of batches, many texts in one."""
+"""The size of the batches that Python computes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamig_nb import inlined_transform
-
-
-@settings(deadline=None)
-@given(st.lists(st.none() | st.text("a\x1e\x1f,"), min_size=1))
-def test_many_texts_in_one_are_found_again(values: list[str | None]) -> None:
-    joined, separator, null = inlined_transform.as_one_text(values)
-
-    # as string_to_array() does; the last is none of the values
-    found = [None if text == null else text for text in joined.split(separator)]
-    assert found == [*values, None]
 
 
 @settings(deadline=None)

@@ -259,7 +259,7 @@ def test_a_row_that_the_function_fails_on_is_named_with_the_types_of_its_values(
 
     assert stopped.code == 1
     assert stopped.sentence == (
-        "c0ffee stopped at large, (id) = ('3000'): picky(old: str) failed with KeyError:"
+        "c0ffee stopped at large, (id) = ('3000'): picky() failed with KeyError:"
         " 'no such month'; repair the row or the function and run Alembic again, it goes on here"
     )
     assert query(large, "SELECT count(*) FROM alembic_version") == [0]
@@ -285,7 +285,7 @@ def test_rows_that_fail_are_set_aside_up_to_the_limit(
             assert "gave up: 4 rows of large would be set aside, more than 3" in outcome.sentence
 
     found = "SELECT DISTINCT step, relation, key, message FROM datamig.quarantine ORDER BY key"
-    reason = "picky(old: str) failed with KeyError: 'no such month'"
+    reason = "picky() failed with KeyError: 'no such month'"
     assert query(large, found) == [
         ("picky", "large", f"'{id}'", reason) for id in (1, 2, 6000, 700)
     ]

@@ -60,6 +60,8 @@ def call(name: str, table: str, function: Callable[..., Any] | str, **more: obje
         words.append(f"at_once={'in_processes' if more.pop('processes', False) else 'in_threads'}")
     if more.pop("vectorized", False):
         words.append("computes=by_series")
+    words.append("kinds=of_any_type")
+    words += ["set_aside=set_aside"] if "quarantine_rows" in more else []
     words += [f"{key}={value!r}" for key, value in more.items()]
     return f"transform({', '.join(words)})"
 

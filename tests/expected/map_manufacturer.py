@@ -1,6 +1,6 @@
 """Map manufacturer of flights.planes to maker.
 
-Revision ID: 5c2ac81c8fb4
+Revision ID: 373b890125a5
 Revises:
 Create Date: (when it was rendered)
 
@@ -35,7 +35,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "5c2ac81c8fb4"
+revision = "373b890125a5"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -80,8 +80,8 @@ def downgrade() -> None:
     """Undo: map manufacturer of flights.planes to maker."""
     with own_commits():
         preflight("downgrade", MAKER_NOT_EDITED_SINCE_THE_UPGRADE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_5c2ac81c8fb4 ON flights.planes")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_5c2ac81c8fb4()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_373b890125a5 ON flights.planes")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_373b890125a5()")
         step("ALTER TABLE IF EXISTS flights.planes DROP COLUMN IF EXISTS maker")
         forget()
 
@@ -111,7 +111,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_5c2ac81c8fb4() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_373b890125a5() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -130,9 +130,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_5c2ac81c8fb4
+CREATE OR REPLACE TRIGGER zz_datamig_373b890125a5
 BEFORE INSERT OR UPDATE OF manufacturer ON flights.planes
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_5c2ac81c8fb4()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_373b890125a5()
 """
 
 MAKER_LEFT = f"""
@@ -199,12 +199,14 @@ def own_commits() -> Generator[None]:
             if op.get_context().as_sql:
                 execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
                 execute("SET client_connection_check_interval = '2s'")  # a killed psql ends the run
+                execute("SET statement_timeout = 0")  # a whole walk is one statement
             else:
                 prepare_nothing(op.get_bind())
             for statement in ("CREATE SCHEMA IF NOT EXISTS datamig", RUN, QUARANTINE):
                 step(statement)
             yield
             if op.get_context().as_sql:
+                execute("RESET statement_timeout")
                 execute("RESET client_connection_check_interval")
                 execute("RESET lock_timeout")
     except (DBAPIError, PendingRollbackError) as error:
@@ -233,14 +235,16 @@ def preflight(way: str, *checks: str) -> None:
     story["done"] = 0
     for check in checks:
         require(check, unless=f"SELECT FROM datamig.run WHERE {this}")
+    stays = "'paused', 'succeeded'" if op.get_context().as_sql else "'paused'"
     execute(f"""
 INSERT INTO datamig.run AS run (revision, step, part, pid)
 VALUES ('{revision}', '{way}', 0, pg_backend_pid())
 ON CONFLICT (revision, step, part) DO UPDATE
    SET pid = excluded.pid, heartbeat_at = excluded.heartbeat_at,
-       status = CASE run.status WHEN 'paused' THEN 'paused' ELSE 'running' END""")
+       status = CASE WHEN run.status IN ({stays}) THEN run.status ELSE 'running' END""")
     done = execute(f"SELECT batches FROM datamig.run WHERE {this}")
     story.update(this=this, at=0, done=done.scalar_one() if done else 0)
+    skip_done()
 
 
 # The run's row, this call's place in the story, and that of the last one not to be done again.
@@ -251,6 +255,15 @@ def passed() -> bool:
     """Whether an earlier run got beyond this call of the story."""
     story["at"] += 1
     return story["at"] <= story["done"]
+
+
+def skip_done(end: str = "") -> None:
+    """Let psql pass over the next part of the story where an earlier run got beyond it."""
+    if op.get_context().as_sql:
+        todo = f"batches <= {story['at']} AND status <> 'succeeded'"
+        op.get_context().impl.static_output(
+            f"{end}SELECT {todo} AS todo FROM datamig.run WHERE {story['this']} \\gset\n\\if :todo"
+        )
 
 
 def require(check: str, unless: str = "SELECT WHERE FALSE") -> None:
@@ -293,6 +306,7 @@ def finish() -> None:
     )
     if not op.get_context().as_sql and not done.rowcount:
         raise RuntimeError(f"{revision} was run twice at once, and the other run has done it")
+    end_skipping()
 
 
 def forget() -> None:
@@ -300,6 +314,13 @@ def forget() -> None:
     execute(f"DELETE FROM datamig.quarantine WHERE revision = '{revision}'")
     execute(f"DELETE FROM datamig.run WHERE revision = '{revision}' AND step <> 'downgrade'")
     execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE revision = '{revision}'")
+    end_skipping()
+
+
+def end_skipping() -> None:
+    """The end of what :func:`skip_done` began."""
+    if op.get_context().as_sql:
+        op.get_context().impl.static_output("\\endif")
 
 
 def step(statement: str, check: str = "", undo: str = "", once: str = "SELECT") -> None:
