@@ -624,9 +624,8 @@ LOOP
            heartbeat_at = clock_timestamp()
      WHERE (r.revision, r.step, r.part) = (run.revision, run.step, run.part);
     COMMIT;
-    EXIT WHEN run.status NOT IN ('running', 'paused');
+    EXIT WHEN run.status NOT IN ('running', 'paused') OR clock_timestamp() >= until;
     PERFORM pg_sleep(run.rest);
-    EXIT WHEN clock_timestamp() >= until;
 END LOOP;
 END
 $datamig$"""

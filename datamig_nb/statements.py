@@ -163,8 +163,8 @@ def hold_query(table: TableName, signals: Iterable[str]) -> str:
     """Why a walk over the table should wait, in words, or NULL."""
     reasons = {
         "replica_lag": (
-            "(SELECT 'a replica is behind: ' || max(replay_lag) FROM pg_stat_replication\n"
-            "           HAVING max(replay_lag) > interval '10 seconds')"
+            "(SELECT 'a replica is more than 10 seconds behind' FROM pg_stat_replication\n"
+            "           WHERE replay_lag > interval '10 seconds' LIMIT 1)"
         ),
         "autovacuum": (
             "(SELECT 'vacuum is at work on the table' FROM pg_stat_progress_vacuum\n"

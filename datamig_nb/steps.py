@@ -201,7 +201,8 @@ def backfill(
         Rest after each batch, as a share of the time that it took.
     hold_on
         Signals that make the run wait: ``"replica_lag"`` (10 seconds), ``"autovacuum"``
-        (at work on the table), ``"lock_queue"`` (sessions wait for a lock on the table).
+        (at work on the table), ``"lock_queue"`` (sessions wait for a lock on the table).  The
+        first two are hidden from a role that is not in ``pg_monitor``, and then hold nothing.
     connections
         How many connections share the work where it can be woven; the others are opened beside
         Alembic's own.

@@ -361,7 +361,7 @@ CREATE VIEW fake.pg_stat_replication AS SELECT * FROM fake.lag
     [
         ("lock_queue", a_queue_for_the_table, "a session waits for a lock on the table"),
         ("autovacuum", a_vacuum, "vacuum is at work on the table"),
-        ("replica_lag", a_slow_replica, "a replica is behind: 00:00:12"),
+        ("replica_lag", a_slow_replica, "a replica is more than 10 seconds behind"),
     ],
 )
 def test_a_signal_holds_the_walk_is_told_and_lets_go(
@@ -383,8 +383,7 @@ def test_a_signal_holds_the_walk_is_told_and_lets_go(
         outcome = ok(running.end())
 
     assert (held.status, held.batches, later.batches, later.note) == ("running", 10, 10, note)
-    assert outcome.log.count(f"fill size: running, {note}, 200 of about 600 rows scanned") >= 1
-    assert walk(items).note == "by id"
+    assert outcome.log.count(f"fill size: running, {note}, 200 of about 600 rows scanned") == 1
     is_done(items)
 
 
@@ -501,7 +500,7 @@ def test_the_log_tells_where_the_walk_is_and_when_it_will_be_done(
     told = [line.partition("] ")[2] for line in outcome.log.splitlines() if FILL in line]
     assert told[0] == f"{FILL}: running, by id, 20 of about 600 rows scanned, 20 changed, 1 batches"
     assert re.fullmatch(
-        f"{FILL}: succeeded, by id, 600 rows scanned, 600 changed, 30 batches, [0-9,]+ rows/s",
+        f"{FILL}: succeeded, 600 rows scanned, 600 changed, 30 batches, [0-9,]+ rows/s",
         told[-1],
     )
 

@@ -1,6 +1,6 @@
 """Map manufacturer of flights.planes to maker.
 
-Revision ID: 373b890125a5
+Revision ID: 037de7c34a1a
 Revises:
 Create Date: (when it was rendered)
 
@@ -35,7 +35,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "373b890125a5"
+revision = "037de7c34a1a"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -80,8 +80,8 @@ def downgrade() -> None:
     """Undo: map manufacturer of flights.planes to maker."""
     with own_commits():
         preflight("downgrade", MAKER_NOT_EDITED_SINCE_THE_UPGRADE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_373b890125a5 ON flights.planes")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_373b890125a5()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_037de7c34a1a ON flights.planes")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_037de7c34a1a()")
         step("ALTER TABLE IF EXISTS flights.planes DROP COLUMN IF EXISTS maker")
         forget()
 
@@ -111,7 +111,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_373b890125a5() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_037de7c34a1a() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -130,9 +130,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_373b890125a5
+CREATE OR REPLACE TRIGGER zz_datamig_037de7c34a1a
 BEFORE INSERT OR UPDATE OF manufacturer ON flights.planes
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_373b890125a5()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_037de7c34a1a()
 """
 
 MAKER_LEFT = f"""
@@ -703,9 +703,8 @@ LOOP
            heartbeat_at = clock_timestamp()
      WHERE (r.revision, r.step, r.part) = (run.revision, run.step, run.part);
     COMMIT;
-    EXIT WHEN run.status NOT IN ('running', 'paused');
+    EXIT WHEN run.status NOT IN ('running', 'paused') OR clock_timestamp() >= until;
     PERFORM pg_sleep(run.rest);
-    EXIT WHEN clock_timestamp() >= until;
 END LOOP;
 END
 $datamig$"""

@@ -1,6 +1,6 @@
 """Map status of guide.user to state.
 
-Revision ID: c06ddfc8607b
+Revision ID: 9bef91f50ec1
 Revises:
 Create Date: (when it was rendered)
 
@@ -44,7 +44,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "c06ddfc8607b"
+revision = "9bef91f50ec1"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -99,8 +99,8 @@ def downgrade() -> None:
     """Undo: map status of guide.user to state."""
     with own_commits():
         preflight("downgrade", STATE_NOT_EDITED_SINCE_THE_UPGRADE)
-        step('DROP TRIGGER IF EXISTS zz_datamig_c06ddfc8607b ON guide."user"')
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_c06ddfc8607b()")
+        step('DROP TRIGGER IF EXISTS zz_datamig_9bef91f50ec1 ON guide."user"')
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_9bef91f50ec1()")
         step('ALTER TABLE IF EXISTS guide."user" DROP COLUMN IF EXISTS state')
         step("DROP TYPE IF EXISTS guide.user_state")
         forget()
@@ -176,7 +176,7 @@ $datamig$
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_c06ddfc8607b() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_9bef91f50ec1() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -195,9 +195,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_c06ddfc8607b
+CREATE OR REPLACE TRIGGER zz_datamig_9bef91f50ec1
 BEFORE INSERT OR UPDATE OF status ON guide."user"
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_c06ddfc8607b()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_9bef91f50ec1()
 """
 
 STATE_LEFT = f"""
@@ -824,9 +824,8 @@ LOOP
            heartbeat_at = clock_timestamp()
      WHERE (r.revision, r.step, r.part) = (run.revision, run.step, run.part);
     COMMIT;
-    EXIT WHEN run.status NOT IN ('running', 'paused');
+    EXIT WHEN run.status NOT IN ('running', 'paused') OR clock_timestamp() >= until;
     PERFORM pg_sleep(run.rest);
-    EXIT WHEN clock_timestamp() >= until;
 END LOOP;
 END
 $datamig$"""

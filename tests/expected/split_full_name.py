@@ -1,6 +1,6 @@
 """Split full_name of players.player into first_name and last_name.
 
-Revision ID: 0875d1023193
+Revision ID: 54fe76191ad8
 Revises:
 Create Date: (when it was rendered)
 
@@ -41,7 +41,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "0875d1023193"
+revision = "54fe76191ad8"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -102,8 +102,8 @@ def downgrade() -> None:
     """Undo: split full_name of players.player into first_name and last_name."""
     with own_commits():
         preflight("downgrade", FIRST_NAME_AND_LAST_NAME_NOT_EDITED_SINCE_THE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_0875d1023193 ON players.player")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_0875d1023193()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_54fe76191ad8 ON players.player")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_54fe76191ad8()")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS last_name")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS first_name")
         forget()
@@ -170,7 +170,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_0875d1023193() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_54fe76191ad8() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -190,9 +190,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_0875d1023193
+CREATE OR REPLACE TRIGGER zz_datamig_54fe76191ad8
 BEFORE INSERT OR UPDATE OF full_name ON players.player
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_0875d1023193()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_54fe76191ad8()
 """
 
 FIRST_NAME_LAST_NAME_LEFT = f"""
@@ -807,9 +807,8 @@ LOOP
            heartbeat_at = clock_timestamp()
      WHERE (r.revision, r.step, r.part) = (run.revision, run.step, run.part);
     COMMIT;
-    EXIT WHEN run.status NOT IN ('running', 'paused');
+    EXIT WHEN run.status NOT IN ('running', 'paused') OR clock_timestamp() >= until;
     PERFORM pg_sleep(run.rest);
-    EXIT WHEN clock_timestamp() >= until;
 END LOOP;
 END
 $datamig$"""
