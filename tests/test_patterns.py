@@ -204,7 +204,12 @@ maps = st.dictionaries(
     st.none() | texts(8) | st.sampled_from(["a", "x", ""]),
     min_size=1,
     max_size=8,
-).filter(lambda values: any(value is not None for value in values.values()))
+).filter(
+    # a map to nothing, and the mark of rendered statements, are refused
+    lambda values: (
+        any(value is not None for value in values.values()) and "{batch}" not in str(values)
+    )
+)
 
 
 @few
