@@ -14,7 +14,7 @@ from alembic.util.exc import CommandError
 from datamig_nb.display import Shown
 from datamig_nb.errors import AlembicProjectError, ExportRefusedError, NotVettedError
 from datamig_nb.project import Project
-from datamig_nb.rehearse import Rehearsal
+from datamig_nb.rehearsal import Rehearsal
 from datamig_nb.render import EVIDENCE_MARK, Revision, digest
 
 
