@@ -44,11 +44,13 @@ from datamig_nb.profile import TableProfile, profile
 from datamig_nb.project import create_project
 from datamig_nb.rehearse import Rehearsal, rehearse
 from datamig_nb.render import Revision, render
+from datamig_nb.rewriting import batched_update, cross_table, normalize, transform_rows
 from datamig_nb.set_aside import SetAside, conflicts, quarantined
 from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step
 from datamig_nb.transforms import transform
 from datamig_nb.validate import ValidationReport, validate
 from datamig_nb.watch import Runs, RunState, cancel, pause, resume, runs
+from datamig_nb.wrapping import with_backup
 
 __version__ = "0.1.0"
 
@@ -70,6 +72,7 @@ __all__ = [
     "alter_column",
     "back_up",
     "backfill",
+    "batched_update",
     "cancel",
     "check",
     "conflicts",
@@ -82,6 +85,7 @@ __all__ = [
     "create_project",
     "create_table",
     "create_unique_constraint",
+    "cross_table",
     "delete_rows",
     "drop_column",
     "drop_constraint",
@@ -94,6 +98,7 @@ __all__ = [
     "matches",
     "no_nulls",
     "no_orphans",
+    "normalize",
     "pause",
     "preview",
     "profile",
@@ -108,8 +113,10 @@ __all__ = [
     "split_column",
     "sql",
     "transform",
+    "transform_rows",
     "unchanged",
     "unique",
     "validate",
     "verify",
+    "with_backup",
 ]

@@ -45,6 +45,8 @@ FLOORS = {
     "readable": 4,
     "statements": 4,
     "patterns": 6,
+    "rewriting": 6,
+    "wrapping": 6,
     "preflight": 6,
     "preview_sql": 5,
     "catalog": 7,
