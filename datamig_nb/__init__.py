@@ -6,6 +6,7 @@ Six verbs, one way through: :func:`profile`, :func:`preview`, :func:`render`, :f
 
 from __future__ import annotations
 
+from datamig_nb import expr
 from datamig_nb.checks import (
     allowed_values,
     check,
@@ -88,6 +89,7 @@ __all__ = [
     "drop_index",
     "drop_table",
     "export",
+    "expr",
     "insert_rows",
     "keep_in_step",
     "map_values",

@@ -31,6 +31,7 @@ FLOORS = {
     "profile_sql": 2,
     "stages": 2,
     "checks": 3,
+    "expr": 3,
     "set_aside": 3,
     "source": 3,
     "steps": 3,
