@@ -24,6 +24,7 @@ FLOORS = {
     "project": 1,
     "samples": 1,
     "server": 1,
+    "vetted": 1,
     "database": 2,
     "ddl": 2,
     "inlined_transform": 2,
