@@ -16,6 +16,7 @@ from datamig_nb.checks import (
     unchanged,
     unique,
 )
+from datamig_nb.composed import fill_nulls
 from datamig_nb.database import Database, connect
 from datamig_nb.errors import DatamigError
 from datamig_nb.export import Export, export, verify
@@ -88,6 +89,7 @@ __all__ = [
     "drop_index",
     "drop_table",
     "export",
+    "fill_nulls",
     "insert_rows",
     "keep_in_step",
     "map_values",
