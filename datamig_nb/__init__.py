@@ -17,6 +17,7 @@ from datamig_nb.checks import (
     unchanged,
     unique,
 )
+from datamig_nb.composed import fill_nulls
 from datamig_nb.database import Database, connect
 from datamig_nb.errors import DatamigError
 from datamig_nb.export import Export, export
@@ -91,6 +92,7 @@ __all__ = [
     "drop_table",
     "export",
     "expr",
+    "fill_nulls",
     "insert_rows",
     "keep_in_step",
     "map_values",

@@ -46,6 +46,7 @@ FLOORS = {
     "sequence": 5,
     "readable": 4,
     "statements": 4,
+    "composed": 6,
     "patterns": 6,
     "preflight": 6,
     "preview_sql": 5,
