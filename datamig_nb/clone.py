@@ -75,7 +75,7 @@ def _copy(source: Database, clone: Database) -> str:
             ) from error
         # Others are connected, or the source is somebody else's: it can be read all the same.
         _create_alike(source, clone)
-        _dump_and_restore(source, clone)
+        dump_and_restore(source, clone)
         made = "copied with pg_dump and pg_restore"
     _copy_settings(source, clone)
     return made
@@ -108,7 +108,8 @@ def _create_alike(source: Database, clone: Database) -> None:
         ) from error
 
 
-def _dump_and_restore(source: Database, clone: Database) -> None:
+def dump_and_restore(source: Database, clone: Database, *options: str) -> None:
+    """Fill an empty database with what another one holds; ``options`` are pg_restore's."""
     # pg_restore sets transaction_timeout, which servers before 17 do not know: one error there.
     at_once, passed = (["--exit-on-error"], {0}) if source.major >= 17 else ([], {0, 1})
     with subprocess.Popen(
@@ -120,7 +121,7 @@ def _dump_and_restore(source: Database, clone: Database) -> None:
         assert dump.stdout is not None
         assert dump.stderr is not None
         restore = subprocess.run(
-            [binaries() / "pg_restore", *at_once, "--no-owner", *address(clone)],
+            [binaries() / "pg_restore", *at_once, "--no-owner", *options, *address(clone)],
             env=environment(clone),
             stdin=dump.stdout,
             stderr=subprocess.PIPE,
