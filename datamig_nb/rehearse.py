@@ -33,6 +33,7 @@ from datamig_nb.errors import DatamigError
 from datamig_nb.migration import added_columns
 from datamig_nb.render import Revision
 from datamig_nb.validate import ValidationReport, validate
+from datamig_nb.workers import work as work_off
 
 #: What the way back gives: proven by going it.
 Verdict = Literal["lossless", "lossy", "irreversible", "not known"]
@@ -227,6 +228,8 @@ def _carry_out(work: _Work) -> None:
 
 
 def _checks(work: _Work) -> str:
+    if any(step.walk.job is not None for step in work.revision.migration.backfills):
+        work_off(work.clone, work.revision.id)
     if not any(not check.before for check in work.revision.migration.checks):
         return "the migration has none"
     work.validation = validate(work.clone, work.revision.migration)
