@@ -6,6 +6,7 @@ Six verbs, one way through: :func:`profile`, :func:`preview`, :func:`render`, :f
 
 from __future__ import annotations
 
+from datamig_nb import expr
 from datamig_nb.checks import (
     allowed_values,
     check,
@@ -16,6 +17,7 @@ from datamig_nb.checks import (
     unchanged,
     unique,
 )
+from datamig_nb.composed import fill_nulls
 from datamig_nb.database import Database, connect
 from datamig_nb.errors import DatamigError
 from datamig_nb.export import Export, export
@@ -44,12 +46,14 @@ from datamig_nb.profile import TableProfile, profile
 from datamig_nb.project import create_project
 from datamig_nb.rehearse import Rehearsal, rehearse
 from datamig_nb.render import Revision, render
+from datamig_nb.rewriting import batched_update, cross_table, normalize, transform_rows
 from datamig_nb.set_aside import SetAside, conflicts, quarantined
 from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step
 from datamig_nb.transforms import transform
 from datamig_nb.validate import ValidationReport, validate
 from datamig_nb.vetted import verify
 from datamig_nb.watch import Runs, RunState, cancel, pause, resume, runs
+from datamig_nb.wrapping import with_backup
 
 __version__ = "0.1.0"
 
@@ -71,6 +75,7 @@ __all__ = [
     "alter_column",
     "back_up",
     "backfill",
+    "batched_update",
     "cancel",
     "check",
     "conflicts",
@@ -83,18 +88,22 @@ __all__ = [
     "create_project",
     "create_table",
     "create_unique_constraint",
+    "cross_table",
     "delete_rows",
     "drop_column",
     "drop_constraint",
     "drop_index",
     "drop_table",
     "export",
+    "expr",
+    "fill_nulls",
     "insert_rows",
     "keep_in_step",
     "map_values",
     "matches",
     "no_nulls",
     "no_orphans",
+    "normalize",
     "pause",
     "preview",
     "profile",
@@ -109,8 +118,10 @@ __all__ = [
     "split_column",
     "sql",
     "transform",
+    "transform_rows",
     "unchanged",
     "unique",
     "validate",
     "verify",
+    "with_backup",
 ]
