@@ -56,6 +56,7 @@ FLOORS = {
     "validate": 7,
     "predicted": 8,
     "preview": 10,
+    "twin": 9,
     "preview_hazards": 9,
     "walks": 8,
     "draft": 9,
