@@ -45,7 +45,8 @@ from datamig_nb.patterns import map_values, split_column
 from datamig_nb.preview import Preview, preview
 from datamig_nb.profile import TableProfile, profile
 from datamig_nb.project import create_project
-from datamig_nb.rehearse import Rehearsal, rehearse
+from datamig_nb.rehearsal import Rehearsal
+from datamig_nb.rehearse import rehearse
 from datamig_nb.render import Revision, render
 from datamig_nb.rewriting import batched_update, cross_table, normalize, transform_rows
 from datamig_nb.set_aside import SetAside, conflicts, quarantined

@@ -18,7 +18,7 @@ from datamig_nb.display import Shown
 from datamig_nb.errors import AlembicProjectError, ExportRefusedError
 from datamig_nb.pages import page
 from datamig_nb.project import Project
-from datamig_nb.rehearse import Rehearsal
+from datamig_nb.rehearsal import Rehearsal
 from datamig_nb.render import Revision
 from datamig_nb.vetted import vetted
 

@@ -20,7 +20,8 @@ from datamig_nb.database import Database
 from datamig_nb.errors import AlembicProjectError, ExportRefusedError
 from datamig_nb.export import export
 from datamig_nb.patterns import split_column
-from datamig_nb.rehearse import Rehearsal, rehearse
+from datamig_nb.rehearsal import Rehearsal
+from datamig_nb.rehearse import rehearse
 from datamig_nb.render import Revision, render
 from datamig_nb.vetted import EVIDENCE_MARK, bare, verify
 from tests.alembic_project import AlembicProject, make_project

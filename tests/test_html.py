@@ -27,7 +27,7 @@ from datamig_nb.profile import (
     TableProfile,
     ValueCount,
 )
-from datamig_nb.rehearse import Rehearsal, Stage
+from datamig_nb.rehearsal import Rehearsal, Stage
 from datamig_nb.render import Revision
 from datamig_nb.set_aside import SetAside
 from datamig_nb.steps import backfill, keep_in_step
