@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from alembic.operations import ops
 
-from datamig_nb import kept, preflight, schema, sequence, statements, targets, walks
+from datamig_nb import kept, preflight, schema, sequence, stages, statements, targets, walks
 from datamig_nb.catalog import Catalog
 from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
 from datamig_nb.errors import MissingKeyError
@@ -163,7 +163,7 @@ class Draft:
         asked += walks.early_checks(self.migration, self.catalog)
         asked += (
             *self.catalog.readable,
-            *targets.session_checks(self.migration, self.catalog.major),
+            *targets.session_checks(self.migration, self.catalog.tables, self.catalog.major),
         )
         if self.minimum_server > OLDEST_SERVER:
             asked.append(_server_is_new_enough(self.minimum_server))
@@ -412,7 +412,8 @@ class Draft:
         return targets.deletions(step, self.catalog.tables)
 
     def _delete(self, step: DeleteRows) -> list[str]:
-        lines, parts = list[str](), self._deletions(step)
+        parts = self._deletions(step)
+        lines, drops = self._indexes_for(step, parts)
         for place, part in enumerate(parts, 1 - len(parts)):
             saved = self._kept_rows(step, abs(place))
             name = f"delete from {part.table} ({self._number(step)})"
@@ -425,7 +426,24 @@ class Draft:
             more |= walks.options(part.walk, self._hold(part))
             key = tuple(map(quote, self.catalog.table(part.table).key)) or ("ctid",)
             lines.append(self._run(name, part.table, key, work, more))
-        return lines
+        return lines + drops
+
+    def _indexes_for(
+        self, step: DeleteRows, parts: Sequence[DeleteRows]
+    ) -> tuple[list[str], list[str]]:
+        """Lines that build what lets PostgreSQL find the rows that refer to one, and drop it."""
+        builds, drops = list[str](), list[str]()
+        for place, key in enumerate(targets.unindexed(parts, self.catalog.tables), 1):
+            index = TableName(key.child.schema, f"datamig_{ID}_{self._number(step)}_{place}")
+            columns = ", ".join(map(quote, key.columns))
+            create = (
+                f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {index.name}\n"
+                f"    ON {key.child.sql} ({columns})"
+            )
+            build = stages.build_index(index.name, key.child, create)
+            builds += [self._statement(each, once=False) for each in build]
+            drops.append(self._statement(stages.drop_index(index), once=False))
+        return builds, drops
 
     def _keep_in_step(self, step: KeepInStep) -> list[str]:
         name, known = self._trigger(step), self.catalog.table(step.table).columns
