@@ -1,4 +1,4 @@
-"""The command line: demo and verify; runs, pause, resume and cancel."""
+"""The command line: demo and verify; runs, pause, resume and cancel; clones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from datamig_nb.clones import clones, drop_clones
 from datamig_nb.database import connect
 from datamig_nb.errors import DatamigError, MissingExtraError
 from datamig_nb.vetted import verify
@@ -33,7 +34,9 @@ def main(words: Sequence[str] | None = None) -> int:
         if given.command == "verify":
             return _verify(given.files)
         db = connect(given.url)
-        if given.command == "runs":
+        if given.command == "clones":
+            print(drop_clones(db) if given.drop else clones(db))
+        elif given.command == "runs":
             print(runs(db))
         else:
             print(_STEER[given.command][0](db, given.revision, given.step))
@@ -53,7 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     for command in steered:
         command.add_argument("revision", type=_no_url)
         command.add_argument("--step", type=_no_url, help="only this step, as runs shows it")
-    for command in (commands.add_parser("runs", help="show how far the revisions are"), *steered):
+    shown = commands.add_parser("clones", help="list the copies that rehearsals left, or are using")
+    shown.add_argument("--drop", action="store_true", help="drop those that nobody is using")
+    steered += [shown, commands.add_parser("runs", help="show how far the revisions are")]
+    for command in steered:
         command.add_argument("--url", help="the database; else DATABASE_URL, which nobody sees")
     return parser
 
