@@ -7,6 +7,7 @@ Six verbs, one way through: :func:`profile`, :func:`preview`, :func:`render`, :f
 from __future__ import annotations
 
 from datamig_nb import expr
+from datamig_nb import html as html  # registers what Jupyter shows
 from datamig_nb.checks import (
     allowed_values,
     check,
@@ -22,7 +23,6 @@ from datamig_nb.composed import fill_nulls
 from datamig_nb.database import Database, connect
 from datamig_nb.errors import DatamigError
 from datamig_nb.export import Export, export
-from datamig_nb.html import save_html  # its module registers what Jupyter shows
 from datamig_nb.migration import Migration
 from datamig_nb.operations import (
     add_column,
@@ -41,6 +41,7 @@ from datamig_nb.operations import (
     rename_table,
     sql,
 )
+from datamig_nb.pages import save_html
 from datamig_nb.patterns import map_values, split_column
 from datamig_nb.preview import Preview, preview
 from datamig_nb.profile import TableProfile, profile
@@ -55,7 +56,8 @@ from datamig_nb.transforms import transform
 from datamig_nb.validate import ValidationReport, validate
 from datamig_nb.vetted import verify
 from datamig_nb.watch import Runs, RunState, cancel, pause, resume, runs
-from datamig_nb.wrapping import with_backup
+from datamig_nb.workers import work
+from datamig_nb.wrapping import background, contract, with_backup
 
 __version__ = "0.1.0"
 
@@ -78,12 +80,14 @@ __all__ = [
     "alter_column",
     "back_up",
     "backfill",
+    "background",
     "batched_update",
     "cancel",
     "check",
     "clones",
     "conflicts",
     "connect",
+    "contract",
     "create_check_constraint",
     "create_enum",
     "create_foreign_key",
@@ -129,4 +133,5 @@ __all__ = [
     "validate",
     "verify",
     "with_backup",
+    "work",
 ]

@@ -157,8 +157,8 @@ def _dump_and_restore(source: Database, clone: Database, *options: str) -> None:
     if dump.returncode or restore.returncode not in passed or errors:
         raise RehearsalError(
             f"the clone could not be made with pg_dump and pg_restore: {' '.join(errors[:1])}",
-            'give the role the right to read all of it, or rehearse on="sample", which takes what it'
-            " may read",
+            'give the role the right to read all of it, or rehearse on="sample", which takes what'
+            " it may read",
         )
 
 
