@@ -45,7 +45,7 @@ class OwnServer:
             If it cannot be copied, for example for want of an extension.
         """
         copy = self._make(name, "template0")
-        dump_and_restore(source, copy, "--no-acl")
+        dump_and_restore(source, copy, "--no-privileges")
         return copy
 
     def copy(self, source: Database, name: str) -> Database:
