@@ -16,6 +16,7 @@ from datamig_nb.checks import (
     unchanged,
     unique,
 )
+from datamig_nb.compound import change_type, create_table_as, merge_rows
 from datamig_nb.database import Database, connect
 from datamig_nb.errors import DatamigError
 from datamig_nb.export import Export, export, verify
@@ -71,6 +72,7 @@ __all__ = [
     "back_up",
     "backfill",
     "cancel",
+    "change_type",
     "check",
     "conflicts",
     "connect",
@@ -81,6 +83,7 @@ __all__ = [
     "create_primary_key",
     "create_project",
     "create_table",
+    "create_table_as",
     "create_unique_constraint",
     "delete_rows",
     "drop_column",
@@ -92,6 +95,7 @@ __all__ = [
     "keep_in_step",
     "map_values",
     "matches",
+    "merge_rows",
     "no_nulls",
     "no_orphans",
     "pause",

@@ -21,10 +21,18 @@ from datamig_nb.checks import RowCheck
 from datamig_nb.database import STATEMENT_TIMEOUT_SECONDS, Database, Table, explained, run
 from datamig_nb.display import Shown, visible
 from datamig_nb.errors import QueryError
+from datamig_nb.expanded import expanded
 from datamig_nb.expressions import listed
 from datamig_nb.migration import Migration, Step, describe
 from datamig_nb.names import TableName, quote
-from datamig_nb.predicted import foreseen, joined, predicted_rows, rows_before, rows_told
+from datamig_nb.predicted import (
+    foreseeable,
+    foreseen,
+    joined,
+    predicted_rows,
+    rows_before,
+    rows_told,
+)
 from datamig_nb.statements import has_equality
 from datamig_nb.steps import Backfill
 from datamig_nb.transforms import Transform
@@ -171,6 +179,8 @@ def preview(
     QueryError
         If an expression fails on a row, or takes longer than ``timeout_seconds``.
     """
+    shown = expanded(db, migration)
+    migration = foreseeable(shown)
     catalog = read_catalog(db, migration)
     try:
         with db.read_only("previewing", timeout_seconds=timeout_seconds) as connection:
@@ -194,7 +204,7 @@ def preview(
     hazards += [note for part in backfills for note in _merged(part)]
     return Preview(
         migration=migration.name,
-        steps=tuple(describe(step) for step in migration.steps),
+        steps=tuple(describe(step) for step in shown.steps),
         hazards=tuple(sorted(hazards, key=lambda hazard: hazard.severity != "stops")),
         backfills=tuple(backfills),
     )
