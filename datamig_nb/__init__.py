@@ -6,6 +6,7 @@ Six verbs, one way through: :func:`profile`, :func:`preview`, :func:`render`, :f
 
 from __future__ import annotations
 
+from datamig_nb import expr
 from datamig_nb.checks import (
     allowed_values,
     check,
@@ -16,10 +17,11 @@ from datamig_nb.checks import (
     unchanged,
     unique,
 )
+from datamig_nb.composed import fill_nulls
 from datamig_nb.compound import change_type, create_table_as, merge_rows
 from datamig_nb.database import Database, connect
 from datamig_nb.errors import DatamigError
-from datamig_nb.export import Export, export, verify
+from datamig_nb.export import Export, export
 from datamig_nb.html import save_html  # its module registers what Jupyter shows
 from datamig_nb.migration import Migration
 from datamig_nb.operations import (
@@ -45,11 +47,14 @@ from datamig_nb.profile import TableProfile, profile
 from datamig_nb.project import create_project
 from datamig_nb.rehearse import Rehearsal, rehearse
 from datamig_nb.render import Revision, render
+from datamig_nb.rewriting import batched_update, cross_table, normalize, transform_rows
 from datamig_nb.set_aside import SetAside, conflicts, quarantined
 from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step
 from datamig_nb.transforms import transform
 from datamig_nb.validate import ValidationReport, validate
+from datamig_nb.vetted import verify
 from datamig_nb.watch import Runs, RunState, cancel, pause, resume, runs
+from datamig_nb.wrapping import with_backup
 
 __version__ = "0.1.0"
 
@@ -71,6 +76,7 @@ __all__ = [
     "alter_column",
     "back_up",
     "backfill",
+    "batched_update",
     "cancel",
     "change_type",
     "check",
@@ -85,12 +91,15 @@ __all__ = [
     "create_table",
     "create_table_as",
     "create_unique_constraint",
+    "cross_table",
     "delete_rows",
     "drop_column",
     "drop_constraint",
     "drop_index",
     "drop_table",
     "export",
+    "expr",
+    "fill_nulls",
     "insert_rows",
     "keep_in_step",
     "map_values",
@@ -98,6 +107,7 @@ __all__ = [
     "merge_rows",
     "no_nulls",
     "no_orphans",
+    "normalize",
     "pause",
     "preview",
     "profile",
@@ -112,8 +122,10 @@ __all__ = [
     "split_column",
     "sql",
     "transform",
+    "transform_rows",
     "unchanged",
     "unique",
     "validate",
     "verify",
+    "with_backup",
 ]

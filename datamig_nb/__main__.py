@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from datamig_nb.database import connect
 from datamig_nb.errors import DatamigError, MissingExtraError
-from datamig_nb.export import verify
+from datamig_nb.vetted import verify
 from datamig_nb.watch import cancel, pause, resume, runs
 
 _NOTEBOOKS = Path(__file__).parent.parent / "notebooks"

@@ -1,8 +1,7 @@
-"""Write the rehearsed bytes into the user's Alembic project, and verify them later."""
+"""Write the rehearsed bytes into the user's Alembic project."""
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import io
 import tempfile
@@ -12,10 +11,11 @@ from pathlib import Path
 from alembic.util.exc import CommandError
 
 from datamig_nb.display import Shown
-from datamig_nb.errors import AlembicProjectError, ExportRefusedError, NotVettedError
+from datamig_nb.errors import AlembicProjectError, ExportRefusedError
 from datamig_nb.project import Project
 from datamig_nb.rehearse import Rehearsal
-from datamig_nb.render import EVIDENCE_MARK, Revision, digest
+from datamig_nb.render import Revision
+from datamig_nb.vetted import vetted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,45 +82,13 @@ def export(rehearsal: Rehearsal | Revision, *, alembic: str | Path | None = None
 
 def with_evidence(rehearsal: Rehearsal) -> str:
     """The revision's text with lines of evidence below its docstring."""
-    text = rehearsal.revision.text
     stages = ", ".join(stage.name for stage in rehearsal.stages)
     evidence = (
         f"rehearsed on PostgreSQL {rehearsal.server_version} with {rehearsal.rows:,} rows",
         f"passed {stages}",
         f"the way back is {rehearsal.verdict}",
-        f"sha256 {digest(text)}",
     )
-    # A post-write hook may have moved the end of the docstring; Python knows where it is.
-    place = ast.parse(text).body[0].end_lineno
-    lines = text.split("\n")
-    return "\n".join([*lines[:place], *(EVIDENCE_MARK + line for line in evidence), *lines[place:]])
-
-
-def verify(path: str | Path) -> None:
-    """Hold a vetted file against its own digest.
-
-    Raises
-    ------
-    NotVettedError
-        If the file carries no evidence, or was edited after it was vetted.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")  # line ends of any kind are read as \n
-    except (OSError, UnicodeDecodeError) as error:
-        raise NotVettedError(
-            f"{Path(path).name} cannot be read: {error}", "give the path of an exported revision"
-        ) from error
-    mark = f"{EVIDENCE_MARK}sha256 "
-    digests = [line.removeprefix(mark) for line in text.splitlines() if line.startswith(mark)]
-    if len(digests) != 1:
-        raise NotVettedError(
-            f"{Path(path).name} carries no digest", "rehearse its migration and export it again"
-        )
-    if digests[0] != digest(text):
-        raise NotVettedError(
-            f"{Path(path).name} was edited after it was vetted",
-            "change the migration instead, rehearse and export it again",
-        )
+    return vetted(rehearsal.revision.text, evidence)
 
 
 def _require_head(project: Project, revision: Revision) -> None:

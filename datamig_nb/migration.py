@@ -7,6 +7,7 @@ checks those of :mod:`datamig_nb.checks`.  Nothing here touches a database.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -56,14 +57,17 @@ Compound: TypeAlias = ChangeType | MergeRows | CreateTableAs | Swap
 Step: TypeAlias = (
     SchemaStep | CreateEnum | DataStep | Transform | Compound | RowCheck | QueryCheck | Unchanged
 )
+#: A step, or several that belong together, as functions that choose steps return them.
+Steps: TypeAlias = "Step | Sequence[Steps]"
 
 
 @dataclass(frozen=True, init=False, repr=False)
 class Migration(Shown):
     """A name and the steps that carry it out, in order.
 
-    Printing one lists its steps.  ``migration.replace(number, step)`` gives a copy with another
-    step at that place, counted from 1 as printed.
+    A step may be a sequence of steps, as functions give that choose several; they are taken in
+    order.  Printing a migration lists all steps.  ``migration.replace(number, step)`` gives a copy
+    with another step at that place, counted from 1 as printed.
 
     Raises
     ------
@@ -76,17 +80,18 @@ class Migration(Shown):
     #: Steps in the order in which the upgrade takes them.
     steps: tuple[Step, ...] = field(default=())
 
-    def __init__(self, name: str, *steps: Step) -> None:
+    def __init__(self, name: str, *steps: Steps) -> None:
+        flat = tuple(_flat(steps))
         if not name.strip():
             raise MigrationError("the migration has no name", "say in a few words what it does")
-        if not steps:
+        if not flat:
             raise MigrationError(f"migration {name!r} has no steps", "give it at least one step")
-        for step in steps:
+        for step in flat:
             _require_step(step)
         object.__setattr__(self, "name", " ".join(name.split()))
-        object.__setattr__(self, "steps", steps)
+        object.__setattr__(self, "steps", flat)
 
-    def replace(self, number: int, step: Step) -> Migration:
+    def replace(self, number: int, step: Steps) -> Migration:
         """A copy with ``step`` in the place of step ``number`` (from 1)."""
         if not 1 <= number <= len(self.steps):
             raise MigrationError(
@@ -113,6 +118,14 @@ class Migration(Shown):
     def __repr__(self) -> str:
         lines = (f"  {number}. {describe(step)}" for number, step in enumerate(self.steps, 1))
         return "\n".join((f"Migration: {self.name}", *lines))
+
+
+def _flat(steps: Sequence[Steps]) -> Iterator[Step]:
+    for step in steps:
+        if isinstance(step, list | tuple):
+            yield from _flat(step)
+        else:
+            yield step  # pyright: ignore[reportReturnType]
 
 
 def _require_step(step: Step) -> None:

@@ -22,9 +22,7 @@ from datamig_nb.expanded import expanded
 from datamig_nb.migration import Migration, describe
 from datamig_nb.project import Project
 from datamig_nb.source import WIDTH, machinery
-
-#: Lines that begin so carry evidence and are no part of the digest.
-EVIDENCE_MARK = "# vetted: "
+from datamig_nb.vetted import digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +57,6 @@ class Revision(Shown):
             f"follows {self.down_revision}" if self.down_revision else "the first of its project"
         )
         return f"Revision {self.id}: {self.migration.name}, {lines} lines, {after}"
-
-
-def digest(text: str) -> str:
-    """SHA-256 of a revision file's text without its lines of evidence, in hexadecimal."""
-    lines = text.splitlines(keepends=True)
-    body = "".join(line for line in lines if not line.startswith(EVIDENCE_MARK))
-    return hashlib.sha256(body.encode()).hexdigest()
 
 
 def render(

@@ -17,7 +17,8 @@ from datamig_nb.display import Shown, to_html
 from datamig_nb.export import Export
 from datamig_nb.migration import Migration
 from datamig_nb.operations import add_column, create_enum
-from datamig_nb.preview import BackfillPreview, Hazard, MapRow, Preview, SampleRow
+from datamig_nb.preview import BackfillPreview, MapRow, Preview, SampleRow
+from datamig_nb.preview_hazards import Hazard
 from datamig_nb.profile import (
     Alert,
     CandidateKey,

@@ -1,6 +1,6 @@
 """Split full_name of players.player into first_name and last_name.
 
-Revision ID: 54fe76191ad8
+Revision ID: eb18cc608e4b
 Revises:
 Create Date: (when it was rendered)
 
@@ -41,7 +41,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "54fe76191ad8"
+revision = "eb18cc608e4b"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -102,8 +102,8 @@ def downgrade() -> None:
     """Undo: split full_name of players.player into first_name and last_name."""
     with own_commits():
         preflight("downgrade", FIRST_NAME_AND_LAST_NAME_NOT_EDITED_SINCE_THE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_54fe76191ad8 ON players.player")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_54fe76191ad8()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_eb18cc608e4b ON players.player")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_eb18cc608e4b()")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS last_name")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS first_name")
         forget()
@@ -112,12 +112,12 @@ def downgrade() -> None:
 # -------- SQL
 
 FIRST_NAME = r"""substring(
-    btrim(regexp_replace(full_name, '[\s\u00a0\u2007\u202f]+', ' ', 'g'))
+    btrim(regexp_replace(full_name, '[\u0009-\u000d\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+', ' ', 'g'), ' ')
     FROM '^\S+(?: [[:alpha:]]\.| ''[^'']+'')*(?= |$)'
 )"""
 
 LAST_NAME = r"""nullif(btrim(regexp_replace(
-    btrim(regexp_replace(full_name, '[\s\u00a0\u2007\u202f]+', ' ', 'g')),
+    btrim(regexp_replace(full_name, '[\u0009-\u000d\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+', ' ', 'g'), ' '),
     '^\S+(?: [[:alpha:]]\.| ''[^'']+'')*(?= |$)', ''
 )), '')"""
 
@@ -170,7 +170,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_54fe76191ad8() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_eb18cc608e4b() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -190,9 +190,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_54fe76191ad8
+CREATE OR REPLACE TRIGGER zz_datamig_eb18cc608e4b
 BEFORE INSERT OR UPDATE OF full_name ON players.player
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_54fe76191ad8()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_eb18cc608e4b()
 """
 
 FIRST_NAME_LAST_NAME_LEFT = f"""
@@ -211,15 +211,15 @@ UPDATE players.player
 FIRST_NAME_AND_LAST_NAME_HOLD_EVERY_LETTER_OF = r"""
 -- first_name and last_name hold every letter of full_name
 SELECT id FROM players.player
- WHERE regexp_replace(concat(first_name, last_name), '[\s\u00a0\u2007\u202f]', '', 'g')
-       <> regexp_replace(full_name, '[\s\u00a0\u2007\u202f]', '', 'g')
+ WHERE regexp_replace(concat(first_name, last_name), '[\u0009-\u000d\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]', '', 'g')
+       <> regexp_replace(full_name, '[\u0009-\u000d\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]', '', 'g')
  ORDER BY id
 """
 
 EVERY_NAME_HAS_A_FIRST_NAME = r"""
 -- every name has a first_name
 SELECT id FROM players.player
- WHERE first_name IS NULL AND full_name ~ '[^\s\u00a0\u2007\u202f]'
+ WHERE first_name IS NULL AND full_name ~ '[^\u0009-\u000d\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]'
  ORDER BY id
 """
 

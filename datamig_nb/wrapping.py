@@ -1,0 +1,56 @@
+"""Migrations by name that change how another one is carried out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from datamig_nb.errors import MigrationError
+from datamig_nb.migration import Migration, Step, added_columns
+from datamig_nb.steps import Backfill, BackUp, DeleteRows, Sql
+from datamig_nb.transforms import Transform
+
+
+def with_backup(migration: Migration) -> Migration:
+    """The migration, and nothing that it overwrites or deletes is lost.
+
+    Old and new value of each row that changes are kept in the schema ``datamig``, by the very
+    statement that changes it; rows that are deleted are kept too.  The downgrade compares three:
+    a value that is still the one that the migration wrote gets the old one back; one that somebody
+    edited since stays, and is listed in ``datamig.conflict`` with all three.
+
+    Raises
+    ------
+    MigrationError
+        If a step changes what cannot be kept: a Python function that writes to a column that is
+        there already, or a statement of your own without ``undo``.
+    """
+    added = added_columns(migration)
+    kept = {
+        (step.table, column)
+        for step in migration.steps
+        if isinstance(step, BackUp)
+        for column in step.columns
+    }
+    steps: list[Step] = []
+    for number, step in enumerate(migration.steps, 1):
+        new = added.get(step.table, {}) if isinstance(step, Backfill | Transform) else {}
+        match step:
+            case Backfill(table=table, assign=assign):
+                lost = [c for c in assign if c not in new and (table, c) not in kept]
+                kept |= {(table, column) for column in lost}
+                if lost:
+                    steps.append(BackUp(table=table, columns=tuple(lost)))
+            case DeleteRows():
+                step = replace(step, keep=True)
+            case Transform(columns=columns) if set(columns) - set(new):
+                raise _not_kept(number, "a Python function overwrites", "write to a new column")
+            case Sql(undo=None):
+                raise _not_kept(number, "a statement may change", "give undo=")
+            case _:
+                pass
+        steps.append(step)
+    return Migration(f"{migration.name}, with a backup", *steps)
+
+
+def _not_kept(number: int, what: str, advice: str) -> MigrationError:
+    return MigrationError(f"step {number} cannot be backed up: {what} what was there", advice)
