@@ -7,6 +7,7 @@ Six verbs, one way through: :func:`profile`, :func:`preview`, :func:`render`, :f
 from __future__ import annotations
 
 from datamig_nb import expr
+from datamig_nb import html as html  # registers what Jupyter shows
 from datamig_nb.checks import (
     allowed_values,
     check,
@@ -17,12 +18,12 @@ from datamig_nb.checks import (
     unchanged,
     unique,
 )
+from datamig_nb.clones import Clones, clones, drop_clones
 from datamig_nb.composed import fill_nulls
 from datamig_nb.compound import change_type, create_table_as, merge_rows
 from datamig_nb.database import Database, connect
 from datamig_nb.errors import DatamigError
 from datamig_nb.export import Export, export
-from datamig_nb.html import save_html  # its module registers what Jupyter shows
 from datamig_nb.migration import Migration
 from datamig_nb.operations import (
     add_column,
@@ -41,11 +42,13 @@ from datamig_nb.operations import (
     rename_table,
     sql,
 )
+from datamig_nb.pages import save_html
 from datamig_nb.patterns import map_values, split_column
 from datamig_nb.preview import Preview, preview
 from datamig_nb.profile import TableProfile, profile
 from datamig_nb.project import create_project
-from datamig_nb.rehearse import Rehearsal, rehearse
+from datamig_nb.rehearsal import Rehearsal
+from datamig_nb.rehearse import rehearse
 from datamig_nb.render import Revision, render
 from datamig_nb.rewriting import batched_update, cross_table, normalize, transform_rows
 from datamig_nb.set_aside import SetAside, conflicts, quarantined
@@ -54,11 +57,13 @@ from datamig_nb.transforms import transform
 from datamig_nb.validate import ValidationReport, validate
 from datamig_nb.vetted import verify
 from datamig_nb.watch import Runs, RunState, cancel, pause, resume, runs
-from datamig_nb.wrapping import with_backup
+from datamig_nb.workers import work
+from datamig_nb.wrapping import background, contract, with_backup
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Clones",
     "Database",
     "DatamigError",
     "Export",
@@ -76,12 +81,15 @@ __all__ = [
     "alter_column",
     "back_up",
     "backfill",
+    "background",
     "batched_update",
     "cancel",
     "change_type",
     "check",
+    "clones",
     "conflicts",
     "connect",
+    "contract",
     "create_check_constraint",
     "create_enum",
     "create_foreign_key",
@@ -93,6 +101,7 @@ __all__ = [
     "create_unique_constraint",
     "cross_table",
     "delete_rows",
+    "drop_clones",
     "drop_column",
     "drop_constraint",
     "drop_index",
@@ -128,4 +137,5 @@ __all__ = [
     "validate",
     "verify",
     "with_backup",
+    "work",
 ]

@@ -25,6 +25,8 @@ from datamig_nb.predicted import foreseeable, foreseen, joined, rows_before
 from datamig_nb.preview_hazards import Hazard
 from datamig_nb.statements import has_equality
 from datamig_nb.steps import Backfill
+from datamig_nb.transforms import Transform
+from datamig_nb.twin import TwinComparison, compare_twins
 
 #: Pairs of old and new values that a value map holds at most; it says when there are more.
 MAP_ROWS = 1_000
@@ -90,6 +92,8 @@ class Preview(Shown):
     #: What it would meet, the worst first.
     hazards: tuple[Hazard, ...]
     backfills: tuple[BackfillPreview, ...]
+    #: Python functions held against the SQL expressions that should give the same.
+    twins: tuple[TwinComparison, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -122,6 +126,13 @@ class Preview(Shown):
                 f"    {_shown(pair.before)} → {_shown(pair.after)}  {pair.rows:,} rows"
                 for pair in part.map[:10]
             ]
+        for twin in self.twins:
+            lines.append(f"  SQL twin of {twin.function}() for {twin.column}: {twin.summary}")
+            lines += [
+                f"    {_shown(each.reads)} → Python {visible(each.python)}, SQL {visible(each.sql)}"
+                f"  {each.rows:,} rows"
+                for each in twin.differences
+            ]
         return "\n".join(lines)
 
 
@@ -142,6 +153,8 @@ def preview(
     unique and foreign key constraints that the new values must meet.  Unique indexes over
     expressions or over some rows only, and exclusion constraints, are left to the rehearsal.
 
+    The function of a :func:`transform` with a ``twin`` is called here, for every distinct value.
+
     Raises
     ------
     UnknownTableError, UnknownColumnError, ExpressionError, MigrationError
@@ -156,6 +169,7 @@ def preview(
         with db.read_only("previewing", timeout_seconds=timeout_seconds) as connection:
             hazards = preview_hazards.failing_before(connection, migration, catalog)
             backfills: list[BackfillPreview] = []
+            twins: list[TwinComparison] = []
             for number, step in enumerate(migration.steps):
                 hazards += preview_hazards.rows_moved(connection, step, catalog)
                 if isinstance(step, Backfill) and foreseen(step, catalog):
@@ -163,6 +177,8 @@ def preview(
                     part = _backfill(connection, step, catalog, rows)
                     hazards += preview_hazards.misfits(step, part.rows, catalog)
                     backfills.append(part)
+                elif isinstance(step, Transform) and step.twin:
+                    twins += compare_twins(connection, step, catalog)
             for name, table in catalog.tables.items():
                 if table.estimated_rows == NOT_YET:
                     continue
@@ -177,6 +193,7 @@ def preview(
         steps=tuple(describe(step) for step in shown.steps),
         hazards=tuple(sorted(hazards, key=lambda hazard: hazard.severity != "stops")),
         backfills=tuple(backfills),
+        twins=tuple(twins),
     )
 
 

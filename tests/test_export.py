@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import re
 import shutil
 import stat
@@ -19,12 +20,14 @@ from datamig_nb.database import Database
 from datamig_nb.errors import AlembicProjectError, ExportRefusedError
 from datamig_nb.export import export
 from datamig_nb.patterns import split_column
-from datamig_nb.rehearse import Rehearsal, rehearse
+from datamig_nb.rehearsal import Rehearsal
+from datamig_nb.rehearse import rehearse
 from datamig_nb.render import Revision, render
 from datamig_nb.vetted import EVIDENCE_MARK, bare, verify
 from tests.alembic_project import AlembicProject, make_project
 from tests.scratch import query, scratch_database
 
+ENDS = ("py", "json", "html")
 SPLIT = split_column("customer", "full_name")
 
 
@@ -126,14 +129,13 @@ def test_file_is_the_rehearsed_text_with_lines_of_evidence(
     assert bare(text) == rehearsal.revision.text
     assert [line for line in evidence if " is the " not in line][:-1] == [
         f"# vetted: rehearsed on PostgreSQL {rehearsal.server_version} with 3 rows\n",
-        "# vetted: passed upgrade, checks, everything else unchanged, downgrade, equal to before,"
-        " upgrade again, checks again\n",
+        "# vetted: passed clone, upgrade, checks, everything else unchanged, downgrade, equal to"
+        " before, upgrade again, checks again\n",
         "# vetted: the way back is lossless\n",
     ]
     assert lines[lines.index(evidence[0]) - 1] == '"""\n'  # right below the docstring
-    assert files(project).keys() - before.keys() == {
-        f"alembic/versions/{rehearsal.revision.id}_split_full_name_of_customer_into_first_.py"
-    }
+    name = f"alembic/versions/{rehearsal.revision.id}_split_full_name_of_customer_into_first_"
+    assert files(project).keys() - before.keys() == {f"{name}.{end}" for end in ENDS}
     assert heads(project) == [rehearsal.revision.id]
     assert stat.S_IMODE(written.path.stat().st_mode) & 0o044 == 0o044
 
@@ -152,13 +154,35 @@ def test_docstring_that_a_hook_laid_out_anew_gets_its_evidence_too(
     verify(path)
 
 
-def test_file_tells_nothing_of_the_machine_or_the_data(
+def test_files_tell_nothing_of_the_machine_or_the_data(
     rehearsal: Rehearsal, project: AlembicProject, shop: Database
 ) -> None:
-    text = export(rehearsal, alembic=project.ini).path.read_text(encoding="utf-8")
+    written = export(rehearsal, alembic=project.ini)
+    paths = (written.path, *written.evidence)
+    text = "".join(path.read_text(encoding="utf-8") for path in paths)
 
     secrets = ("s3cret", "Secretive", str(Path.home()), "/tmp", str(project.directory))
     assert [word for word in (*secrets, str(shop.url.database)) if word in text] == []
+
+
+def test_evidence_lies_in_full_where_it_is_asked_for(
+    rehearsal: Rehearsal, project: AlembicProject, tmp_path: Path
+) -> None:
+    written = export(rehearsal, alembic=project.ini, evidence=tmp_path / "vetting" / "2026")
+
+    data, page = written.evidence
+    facts = json.loads(data.read_text(encoding="utf-8"))
+    assert data.parent == tmp_path / "vetting" / "2026"
+    assert facts["revision"] == {
+        "title": SPLIT.name,
+        "id": rehearsal.revision.id,
+        "down_revision": "aaa",
+        "digest": rehearsal.digest,
+    }
+    assert [stage["name"] for stage in facts["stages"]] == [s.name for s in rehearsal.stages]
+    assert facts["validation"]["results"][0]["failing_rows"] == 0
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert sorted(path.suffix for path in written.path.parent.glob("*.*")) == [".py", ".py"]
 
 
 def test_export_goes_where_it_was_rendered_for(

@@ -1,4 +1,4 @@
-"""Ids that were text with a prefix become uuid, where they are keys and where documents name them."""
+"""Ids that were text with a prefix become uuid: those that are keys, and those in documents."""
 
 import datamig_nb as dm
 
@@ -9,12 +9,17 @@ def with_uuids(array: str, *keys: str) -> str:
         "SELECT coalesce(jsonb_object_agg(key, substr(a.id, 5)::uuid), '{}')"
         f" FROM unnest(ARRAY{[*keys]}) AS key JOIN action AS a ON a.id = node ->> key"
     )
-    return f"""CASE WHEN jsonb_typeof(object -> '{array}') = 'array' THEN jsonb_build_object('{array}', (
-        SELECT coalesce(jsonb_agg(node || ({uuids}) ORDER BY place), '[]')
-          FROM jsonb_array_elements(object -> '{array}') WITH ORDINALITY AS t (node, place)
-    )) ELSE '{{}}' END"""
+    nodes = (
+        f"SELECT coalesce(jsonb_agg(node || ({uuids}) ORDER BY place), '[]')"
+        f" FROM jsonb_array_elements(object -> '{array}') WITH ORDINALITY AS t (node, place)"
+    )
+    return (
+        f"CASE WHEN jsonb_typeof(object -> '{array}') = 'array'"
+        f" THEN jsonb_build_object('{array}', ({nodes})) ELSE '{{}}' END"
+    )
 
 
+NODES, EDGES = with_uuids("nodes", "id"), with_uuids("edges", "source", "target")
 ENTRY = "SELECT substr(id, 5)::uuid::text FROM action WHERE id = entrypoint"
 
 migration = dm.Migration(
@@ -23,7 +28,7 @@ migration = dm.Migration(
     dm.backfill(
         "workflow",
         {
-            "object": f"object || {with_uuids('nodes', 'id')} || {with_uuids('edges', 'source', 'target')}",
+            "object": f"object || {NODES} || {EDGES}",
             "entrypoint": f"coalesce(({ENTRY}), entrypoint)",
         },
     ),
