@@ -70,6 +70,7 @@ FLOORS = {
     "snapshot": 7,
     "alembic_runs": 11,
     "measure": 12,
+    "revision_file": 11,
     "faults": 12,
     "hazards": 12,
     "verdict": 12,

@@ -221,7 +221,7 @@ def test_downgrade_that_loses_values_is_found_out_by_column(
 
     assert rehearsal.verdict == "lossy"
     assert rehearsal.summary == (
-        "FAILED at equal to before: differs from before: public.customer.note"
+        "FAILED at equal to before: differs from before: public.customer.note in 1 row"
     )
 
 
