@@ -18,6 +18,7 @@ from datamig_nb.checks import (
     unchanged,
     unique,
 )
+from datamig_nb.clones import Clones, clones, drop_clones
 from datamig_nb.composed import fill_nulls
 from datamig_nb.database import Database, connect
 from datamig_nb.errors import DatamigError
@@ -55,11 +56,13 @@ from datamig_nb.transforms import transform
 from datamig_nb.validate import ValidationReport, validate
 from datamig_nb.vetted import verify
 from datamig_nb.watch import Runs, RunState, cancel, pause, resume, runs
-from datamig_nb.wrapping import with_backup
+from datamig_nb.workers import work
+from datamig_nb.wrapping import background, contract, with_backup
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Clones",
     "Database",
     "DatamigError",
     "Export",
@@ -77,11 +80,14 @@ __all__ = [
     "alter_column",
     "back_up",
     "backfill",
+    "background",
     "batched_update",
     "cancel",
     "check",
+    "clones",
     "conflicts",
     "connect",
+    "contract",
     "create_check_constraint",
     "create_enum",
     "create_foreign_key",
@@ -92,6 +98,7 @@ __all__ = [
     "create_unique_constraint",
     "cross_table",
     "delete_rows",
+    "drop_clones",
     "drop_column",
     "drop_constraint",
     "drop_index",
@@ -126,4 +133,5 @@ __all__ = [
     "validate",
     "verify",
     "with_backup",
+    "work",
 ]

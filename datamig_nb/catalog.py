@@ -170,6 +170,7 @@ def read_catalog(db: Database, migration: Migration) -> Catalog:
             tables={name: made.get(name) or read_table(connection, name) for name in names},
             added=added_columns(migration),
         )
+        catalog = replace(catalog, tables=_with_children(connection, catalog.tables, migration))
         _require_absent(catalog)
         catalog = replace(
             catalog,
@@ -274,8 +275,8 @@ def _tables(step: Step) -> tuple[TableName, ...]:
     match step:
         case Backfill() | KeepInStep() | RowCheck() | BackUp() | InsertRows():
             return (step.table,)
-        case DeleteRows():
-            return (step.table, *step.dependants)
+        case DeleteRows(dependants=dependants):
+            return (step.table, *(() if dependants == "all" else dependants))
         case Transform():
             return (step.table,)
         case QueryCheck() | Unchanged() | Sql() | CreateEnum():
@@ -285,6 +286,23 @@ def _tables(step: Step) -> tuple[TableName, ...]:
         case _:
             table = step_table(step)
             return (table,) if table.name else ()
+
+
+def _with_children(
+    connection: sa.Connection, tables: Mapping[TableName, Table], migration: Migration
+) -> Mapping[TableName, Table]:
+    """The tables, and those that refer to one from which rows are deleted."""
+    known = dict(tables)
+    for step in migration.steps:
+        reached = list(_tables(step)) if isinstance(step, DeleteRows) else []
+        follow = isinstance(step, DeleteRows) and step.dependants == "all"
+        for table in reached:
+            for reference in known[table].referenced_by:
+                child = reference.name_of_child
+                known[child] = known.get(child) or read_table(connection, child)
+                if follow and child not in reached:
+                    reached.append(child)
+    return known
 
 
 def _made_tables(migration: Migration) -> dict[TableName, Table]:

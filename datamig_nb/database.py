@@ -79,6 +79,11 @@ class Reference:
     #: None where it is refused.
     on_delete: str | None
 
+    @property
+    def name_of_child(self) -> TableName:
+        """The child by the name that one would call it."""
+        return TableName(None, self.child.name) if self.visible else self.child
+
     def is_of(self, table: TableName) -> bool:
         """Whether the child is the table of that name."""
         if table.schema is None:
@@ -99,6 +104,8 @@ class Table:
     foreign_keys: tuple[ForeignKey, ...]
     #: Columns that an index reads, in its key, its expressions or its condition.
     indexed: frozenset[str] = frozenset()
+    #: Columns that some index over all rows begins with.
+    sought: frozenset[str] = frozenset()
     #: Whether it is a partitioned table.
     partitioned: bool = False
     #: What it is, where it is no table: ``view``, ``materialized view``, ``foreign table``.
@@ -254,6 +261,17 @@ def connect(url: str | sa.URL | None = None, *, fresh: bool = False) -> Database
     return _checked(_parsed(given))
 
 
+def embedded() -> Database:
+    """The maintenance database of the embedded server, which starts where it does not run.
+
+    Raises
+    ------
+    MissingExtraError
+        If it is not installed.
+    """
+    return _checked(sa.make_url(ensure_server().url("postgres")))
+
+
 def run(connection: sa.Connection, statement: str) -> sa.CursorResult[*tuple[Any, ...]]:
     """Send a statement as it stands: no bind parameters, so ':' and '%' in it are themselves."""
     return connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
@@ -293,6 +311,7 @@ def read_table(connection: sa.Connection, name: TableName) -> Table:
         indexed=frozenset(
             connection.execute(sa.text(_INDEXED), {"oid": found.oid}).scalars().all()
         ),
+        sought=frozenset(connection.execute(sa.text(_SOUGHT), {"oid": found.oid}).scalars().all()),
         partitioned=found.partitioned,
         kind=found.kind,
         referenced_by=tuple(
@@ -432,8 +451,7 @@ def _checked(url: sa.URL) -> Database:
 
 
 def _samples(fresh: bool) -> Database:
-    server = ensure_server()
-    postgres = _checked(sa.make_url(server.url("postgres")))
+    postgres = embedded()
     with (
         explained("making the sample database", postgres.url),
         psycopg.connect(_libpq(postgres.url), autocommit=True) as connection,
@@ -525,6 +543,12 @@ SELECT attname::text
                        OR EXISTS (SELECT FROM pg_depend
                                    WHERE classid = 'pg_class'::regclass AND objid = indexrelid
                                      AND refobjid = attrelid AND refobjsubid = attnum)))
+"""
+
+_SOUGHT = """
+SELECT attname::text
+  FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
+ WHERE indrelid = :oid AND indisvalid AND indpred IS NULL
 """
 
 _FOREIGN_KEYS = """

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from alembic.operations import ops
 
-from datamig_nb import kept, preflight, schema, sequence, statements, targets, walks
+from datamig_nb import kept, preflight, schema, sequence, stages, statements, targets, walks
 from datamig_nb.catalog import Catalog
 from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
 from datamig_nb.errors import MissingKeyError
@@ -163,7 +163,7 @@ class Draft:
         asked += walks.early_checks(self.migration, self.catalog)
         asked += (
             *self.catalog.readable,
-            *targets.session_checks(self.migration, self.catalog.major),
+            *targets.session_checks(self.migration, self.catalog.tables, self.catalog.major),
         )
         if self.minimum_server > OLDEST_SERVER:
             asked.append(_server_is_new_enough(self.minimum_server))
@@ -249,7 +249,7 @@ class Draft:
             more["remaining"] = self.constant(f"{' '.join(step.assign)} left", left)
         if plan.woven is not None and not saved:
             more["woven"] = _text(plan.woven)
-            if step.walk.connections > 1:
+            if step.walk.connections > 1 and step.walk.job is None:
                 more["connections"] = str(step.walk.connections)
         work = self.constant(f"fill {' '.join(step.assign)}", update)
         return [*lines, self._run(name, step.table, self._key(step, plan), work, more)]
@@ -321,6 +321,7 @@ class Draft:
         arguments = [_text(name), _text(table.sql), keys, work]
         arguments += [f"{option}={value}" for option, value in more.items()]
         function = "run_in_parallel" if "connections" in more else "run_batches"
+        function = "leave_to_workers" if name.startswith("job: ") else function
         return f"{function}({', '.join(arguments)})"
 
     def _hold(self, step: Backfill | InsertRows | DeleteRows) -> str | None:
@@ -334,6 +335,8 @@ class Draft:
             return f"insert into {step.table} ({self._number(step)})"
         if isinstance(step, DeleteRows):
             return f"delete from {step.table} ({self._number(step)})"
+        if step.walk.job is not None:
+            return f"job: {step.walk.job}"
         same = [
             other for other in self.migration.backfills if set(other.assign) == set(step.assign)
         ]
@@ -409,7 +412,8 @@ class Draft:
         return targets.deletions(step, self.catalog.tables)
 
     def _delete(self, step: DeleteRows) -> list[str]:
-        lines, parts = list[str](), self._deletions(step)
+        parts = self._deletions(step)
+        lines, drops = self._indexes_for(step, parts)
         for place, part in enumerate(parts, 1 - len(parts)):
             saved = self._kept_rows(step, abs(place))
             name = f"delete from {part.table} ({self._number(step)})"
@@ -422,7 +426,24 @@ class Draft:
             more |= walks.options(part.walk, self._hold(part))
             key = tuple(map(quote, self.catalog.table(part.table).key)) or ("ctid",)
             lines.append(self._run(name, part.table, key, work, more))
-        return lines
+        return lines + drops
+
+    def _indexes_for(
+        self, step: DeleteRows, parts: Sequence[DeleteRows]
+    ) -> tuple[list[str], list[str]]:
+        """Lines that build what lets PostgreSQL find the rows that refer to one, and drop it."""
+        builds, drops = list[str](), list[str]()
+        for place, key in enumerate(targets.unindexed(parts, self.catalog.tables), 1):
+            index = TableName(key.child.schema, f"datamig_{ID}_{self._number(step)}_{place}")
+            columns = ", ".join(map(quote, key.columns))
+            create = (
+                f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {index.name}\n"
+                f"    ON {key.child.sql} ({columns})"
+            )
+            build = stages.build_index(index.name, key.child, create)
+            builds += [self._statement(each, once=False) for each in build]
+            drops.append(self._statement(stages.drop_index(index), once=False))
+        return builds, drops
 
     def _keep_in_step(self, step: KeepInStep) -> list[str]:
         name, known = self._trigger(step), self.catalog.table(step.table).columns
@@ -583,10 +604,11 @@ class Draft:
 
     def _restore(self, step: Backfill) -> list[str]:
         saved = self._kept(step)
+        end_job = [] if step.walk.job is None else ["end_job()"]
         if saved is None:
-            return []
+            return end_job
         role = {} if step.walk.fire_triggers else {"role": '"replica"'}
-        return self._restore_values(saved, self._number(step), role)
+        return [*end_job, *self._restore_values(saved, self._number(step), role)]
 
     def _restore_values(self, saved: kept.Kept, number: int, more: dict[str, str]) -> list[str]:
         name = f"restore {', '.join(saved.types)} of {saved.table} ({number})"

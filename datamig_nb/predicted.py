@@ -81,34 +81,30 @@ def joined(step: Backfill, rows: str) -> tuple[Backfill, str]:
     return replace(step, assign=values, where=None, using=None, on=None), item
 
 
-def rows_told(step: Step, catalog: Catalog) -> tuple[str, str, str] | None:
-    """What there is to say of a step's rows: a count query, what is counted, and what follows."""
+def rows_told(step: Step, catalog: Catalog) -> list[tuple[str, str, str]]:
+    """What there is to say of a step's rows: count queries, what is counted, and what follows."""
     match step:
         case Backfill() | InsertRows() | DeleteRows() if not foreseen(step, catalog):
             what = f"rows of {step.table} cannot be foreseen: {step}"
-            return "SELECT NULL::bigint", what, "rehearse it: it reads what is yet to be made"
+            return [("SELECT NULL::bigint", what, "rehearse it: it reads what is yet to be made")]
         case Backfill(using=str()):
             partner = f"SELECT FROM {step.using} WHERE {conditions(parenthesised(step.on))}"
-            return (
-                f"SELECT count(*) FROM {step.table.sql}\n WHERE NOT EXISTS ({partner})",
-                f"rows of {step.table} find no partner in {step.using}",
-                "they are left alone",
-            )
+            query = f"SELECT count(*) FROM {step.table.sql}\n WHERE NOT EXISTS ({partner})"
+            what = f"rows of {step.table} find no partner in {step.using}"
+            return [(query, what, "they are left alone")]
         case InsertRows():
             after = "" if step.on_conflict is None else f", ON CONFLICT {step.on_conflict}"
-            return (
-                f"SELECT count(*) FROM {source(step)}",
-                f"rows would be put into {step.table}{after}",
-                "the downgrade takes them out, unless they were edited",
-            )
+            what = f"rows would be put into {step.table}{after}"
+            follows = "the downgrade takes them out, unless they were edited"
+            return [(f"SELECT count(*) FROM {source(step)}", what, follows)]
         case DeleteRows():
-            return (
-                kept.still_there(step),
-                f"rows would be deleted from {step.table}",
-                "the downgrade brings them back" if step.keep else "they are not kept",
-            )
+            follows = "the downgrade brings them back" if step.keep else "they are not kept"
+            return [
+                (kept.still_there(part), f"rows would be deleted from {part.table}", follows)
+                for part in targets.deletions(step, catalog.tables)
+            ]
         case _:
-            return None
+            return []
 
 
 def _value(step: Backfill, column: str, text: str, before: str, catalog: Catalog) -> str:

@@ -66,14 +66,15 @@ def failing_before(
 
 def rows_moved(connection: sa.Connection, step: Step, catalog: Catalog) -> list[Hazard]:
     """How many rows come, go or are left alone."""
-    told = rows_told(step, catalog)
-    if told is None:
-        return []
-    query, what, advice = told
-    count = run(connection, query).scalar_one()
-    if count == 0:
-        return []
-    return [Hazard(severity="note", what=what, rows=count or 0, advice=advice)]
+    counted = [
+        (run(connection, query).scalar_one(), what, advice)
+        for query, what, advice in rows_told(step, catalog)
+    ]
+    return [
+        Hazard(severity="note", what=what, rows=count or 0, advice=advice)
+        for count, what, advice in counted
+        if count != 0
+    ]
 
 
 def misfits(step: Backfill, rows: int, catalog: Catalog) -> list[Hazard]:

@@ -52,6 +52,7 @@ from datamig_nb.snapshot import (
 )
 from datamig_nb.validate import ValidationReport, validate
 from datamig_nb.verdict import Verdict, judge, may_change, refuses
+from datamig_nb.workers import work as work_off
 
 
 def rehearse(
@@ -340,6 +341,8 @@ def _counted(work: _Work, before: Snapshot, found: Sequence[tuple[TableName, str
 
 
 def _checks(work: _Work) -> str:
+    if any(step.walk.job is not None for step in work.revision.migration.backfills):
+        work_off(work.copy, work.revision.id)
     if not any(not check.before for check in work.revision.migration.checks):
         return "the migration has none"
     work.validation = validate(work.copy, work.revision.migration)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 from alembic.operations import ops
 
@@ -66,7 +66,7 @@ def may_change(migration: Migration) -> dict[TableName, set[str] | None] | None:
         return None
     for step in migration.steps:
         match step:
-            case Sql():
+            case Sql() | DeleteRows(dependants="all"):
                 return None
             case Backfill() | KeepInStep():
                 columns(step.table, step.assign)
@@ -75,7 +75,9 @@ def may_change(migration: Migration) -> dict[TableName, set[str] | None] | None:
             case InsertRows():
                 found[step.table] = None
             case DeleteRows():
-                found.update(dict.fromkeys((step.table, *step.dependants)))
+                found.update(
+                    dict.fromkeys((step.table, *cast("Sequence[TableName]", step.dependants)))
+                )
             case ops.DropColumnOp():
                 columns(step_table(step), [step.column_name])
             case ops.AlterColumnOp():

@@ -41,7 +41,8 @@ def test_case_is_right_undisturbed_and_killed_in_the_middle_and_has_its_way_back
 
     ok(project.alembic(database, "upgrade", "head"))
     assert case.failures(database) == []
-    assert dm.validate(database, case.migration).passed
+    if case.migration.checks:
+        assert dm.validate(database, case.migration).passed
     after, rows = picture(database), scanned(database)
 
     # the session ends in the middle of a batch, half-way through
