@@ -95,8 +95,5 @@ class Rehearsal(Shown):
             + (f": {s.detail}" if s.detail else "")
             for s in self.stages
         ]
-        lines += [
-            f"  {'hazard' if hazard.blocking else 'note  '}  {hazard.rule}: {hazard.what}"
-            for hazard in self.hazards
-        ]
+        lines += [f"  hazard  {h.rule}: {h.what}" for h in self.hazards if h.blocking]
         return "\n".join(lines)
