@@ -22,7 +22,7 @@ from datamig_nb.clone import Clone, cloned
 from datamig_nb.database import Database, is_there
 from datamig_nb.display import counted
 from datamig_nb.errors import DatamigError, RehearsalError
-from datamig_nb.faults import FAULTS, FaultResult, Scene
+from datamig_nb.faults import FAULTS
 from datamig_nb.forecast import Forecast, forecast
 from datamig_nb.hazards import (
     Hazard,
@@ -31,12 +31,14 @@ from datamig_nb.hazards import (
     hazards_of_script,
     reserved_names,
 )
-from datamig_nb.measure import Measured, measuring
+from datamig_nb.measure import Measured
+from datamig_nb.meter import measuring
 from datamig_nb.migration import Migration, added_columns
 from datamig_nb.names import TableName
 from datamig_nb.rehearsal import Rehearsal, Stage
 from datamig_nb.render import Revision
 from datamig_nb.revision_file import read_revision
+from datamig_nb.scene import FaultResult, Scene
 from datamig_nb.snapshot import (
     ROWS,
     Snapshot,
@@ -197,7 +199,7 @@ class _Work:
 
     def alembic(self, stage: str, command: str, target: str) -> AlembicRun:
         """Run Alembic on the copy, and measure."""
-        with measuring(self.copy, self.touched) as meter:
+        with measuring(self.copy) as meter:
             run = self.runner.run(command, target)
         self.measured.append(meter.measured(stage, run))
         if stage in ("upgrade", "downgrade"):
@@ -279,7 +281,8 @@ def _up_and_down(work: _Work, before: Snapshot, *, keep: bool) -> None:
         return f"{len(work.tables)} tables"
 
     work.stage("upgrade", lambda: upgrade("upgrade"))
-    work.forecast = forecast(work.source, work.copy, work.touched, work.measured[0])
+    here = {str(name): rows for name, rows in work.sizes.items()}
+    work.forecast = forecast(work.measured[0], here, here)
     work.stage("checks", lambda: _checks(work))
     work.stage(
         "what was changed" if _allowed(work) is None else "everything else unchanged",
@@ -372,6 +375,7 @@ def _fault(work: _Work, name: str, copy: Callable[[], AbstractContextManager[Clo
         touched=work.touched,
         without=work.without,
         expected=work.expected,
+        cost=work.measured[0],
         progress=work.progress,
     )
     result = FAULTS[name](scene)
