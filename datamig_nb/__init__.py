@@ -55,7 +55,8 @@ from datamig_nb.transforms import transform
 from datamig_nb.validate import ValidationReport, validate
 from datamig_nb.vetted import verify
 from datamig_nb.watch import Runs, RunState, cancel, pause, resume, runs
-from datamig_nb.wrapping import with_backup
+from datamig_nb.workers import work
+from datamig_nb.wrapping import background, contract, with_backup
 
 __version__ = "0.1.0"
 
@@ -77,11 +78,13 @@ __all__ = [
     "alter_column",
     "back_up",
     "backfill",
+    "background",
     "batched_update",
     "cancel",
     "check",
     "conflicts",
     "connect",
+    "contract",
     "create_check_constraint",
     "create_enum",
     "create_foreign_key",
@@ -126,4 +129,5 @@ __all__ = [
     "validate",
     "verify",
     "with_backup",
+    "work",
 ]

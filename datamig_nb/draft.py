@@ -249,7 +249,7 @@ class Draft:
             more["remaining"] = self.constant(f"{' '.join(step.assign)} left", left)
         if plan.woven is not None and not saved:
             more["woven"] = _text(plan.woven)
-            if step.walk.connections > 1:
+            if step.walk.connections > 1 and step.walk.job is None:
                 more["connections"] = str(step.walk.connections)
         work = self.constant(f"fill {' '.join(step.assign)}", update)
         return [*lines, self._run(name, step.table, self._key(step, plan), work, more)]
@@ -321,6 +321,7 @@ class Draft:
         arguments = [_text(name), _text(table.sql), keys, work]
         arguments += [f"{option}={value}" for option, value in more.items()]
         function = "run_in_parallel" if "connections" in more else "run_batches"
+        function = "leave_to_workers" if name.startswith("job: ") else function
         return f"{function}({', '.join(arguments)})"
 
     def _hold(self, step: Backfill | InsertRows | DeleteRows) -> str | None:
@@ -334,6 +335,8 @@ class Draft:
             return f"insert into {step.table} ({self._number(step)})"
         if isinstance(step, DeleteRows):
             return f"delete from {step.table} ({self._number(step)})"
+        if step.walk.job is not None:
+            return f"job: {step.walk.job}"
         same = [
             other for other in self.migration.backfills if set(other.assign) == set(step.assign)
         ]
@@ -601,10 +604,11 @@ class Draft:
 
     def _restore(self, step: Backfill) -> list[str]:
         saved = self._kept(step)
+        end_job = [] if step.walk.job is None else ["end_job()"]
         if saved is None:
-            return []
+            return end_job
         role = {} if step.walk.fire_triggers else {"role": '"replica"'}
-        return self._restore_values(saved, self._number(step), role)
+        return [*end_job, *self._restore_values(saved, self._number(step), role)]
 
     def _restore_values(self, saved: kept.Kept, number: int, more: dict[str, str]) -> list[str]:
         name = f"restore {', '.join(saved.types)} of {saved.table} ({number})"

@@ -29,6 +29,7 @@ from datamig_nb.render import Revision
 from datamig_nb.snapshot import Snapshot, differences, take_snapshot, user_tables, with_children
 from datamig_nb.validate import ValidationReport, validate
 from datamig_nb.verdict import Verdict, judge, refuses
+from datamig_nb.workers import work as work_off
 
 
 def rehearse(
@@ -255,6 +256,8 @@ def _look_at_tables(work: _Work, before: Snapshot) -> set[str]:
 
 
 def _checks(work: _Work) -> str:
+    if any(step.walk.job is not None for step in work.revision.migration.backfills):
+        work_off(work.copy, work.revision.id)
     if not any(not check.before for check in work.revision.migration.checks):
         return "the migration has none"
     work.validation = validate(work.copy, work.revision.migration)

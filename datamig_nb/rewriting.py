@@ -8,7 +8,15 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from datamig_nb.checks import check, matches, no_orphans, rows_check, unchanged
+from datamig_nb.checks import (
+    RowCheck,
+    Unchanged,
+    check,
+    matches,
+    no_orphans,
+    rows_check,
+    unchanged,
+)
 from datamig_nb.errors import MigrationError
 from datamig_nb.expressions import Expression, expression_text, listed
 from datamig_nb.migration import Migration, Step
@@ -133,14 +141,14 @@ def normalize(
     steps: list[Step] = []
     if duplicates == "fail":
         steps.append(_no_collision(table, column, value))
-    if untouched:
-        steps += [_same_rows(name, untouched)]
     steps += [
         add_column(name.name, sa.Column(into, type), schema=name.schema),
         keep_in_step(table, {into: value}),
         backfill(table, {into: value}, where=first),
         matches(table, into, value, where=first),
     ]
+    if untouched:
+        steps.append(_same_rows(name, untouched))
     if duplicates != "allow":
         index = f"{name.name}_{into}_key"[:63]
         steps.append(create_index(index, name.name, [into], schema=name.schema, unique=True))
@@ -215,7 +223,8 @@ def cross_table(
     steps: list[Step] = []
     late: list[Step] = []
     for child, reference in children.items():
-        steps.append(_orphans(child, reference, parent, key, leave=orphans == "leave"))
+        asked = _orphans(child, reference, parent, key, leave=orphans == "leave")
+        (late if isinstance(asked, Unchanged) else steps).append(asked)
     given = {parent: expression_text(value)}
     for child, reference in children.items():
         own = f"{quote(TableName.parse(child).name)}.{quote(reference)}"
@@ -235,7 +244,9 @@ def cross_table(
     return Migration(f"give {column} to {listed([*given])}", *steps, *late)
 
 
-def _orphans(child: str, reference: str, parent: str, key: str, *, leave: bool) -> Step:
+def _orphans(
+    child: str, reference: str, parent: str, key: str, *, leave: bool
+) -> RowCheck | Unchanged:
     found = no_orphans(child, reference, parent, key)
     if not leave:
         return replace(found, before=True)

@@ -32,6 +32,8 @@ class Walk:
     hold_on: tuple[Signal, ...] = ()
     #: Connections that share a woven walk.
     connections: int = 1
+    #: Name of the job that workers do; None: the revision does it itself.
+    job: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,8 @@ class Backfill:
     def __str__(self) -> str:
         rows = "every row" if self.where is None else f"rows where {self.where}"
         source = "" if self.using is None else f" from {self.using}"
-        return f"fill {listed(self.assign)} of {self.table}{source}, {rows}, in batches"
+        who = "in batches" if self.walk.job is None else "left to workers as a job"
+        return f"fill {listed(self.assign)} of {self.table}{source}, {rows}, {who}"
 
 
 @dataclass(frozen=True, kw_only=True)
