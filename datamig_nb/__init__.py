@@ -18,11 +18,11 @@ from datamig_nb.checks import (
     unchanged,
     unique,
 )
-from datamig_nb.composed import fill_nulls
+from datamig_nb.composed import drop_columns, drop_tables, fill_new_column, fill_nulls
 from datamig_nb.database import Database, connect
 from datamig_nb.errors import DatamigError
 from datamig_nb.export import Export, export
-from datamig_nb.migration import Migration
+from datamig_nb.migration import Migration, Steps
 from datamig_nb.operations import (
     add_column,
     alter_column,
@@ -71,6 +71,7 @@ __all__ = [
     "RunState",
     "Runs",
     "SetAside",
+    "Steps",
     "TableProfile",
     "ValidationReport",
     "add_column",
@@ -96,11 +97,14 @@ __all__ = [
     "cross_table",
     "delete_rows",
     "drop_column",
+    "drop_columns",
     "drop_constraint",
     "drop_index",
     "drop_table",
+    "drop_tables",
     "export",
     "expr",
+    "fill_new_column",
     "fill_nulls",
     "insert_rows",
     "keep_in_step",

@@ -30,9 +30,10 @@ def kept_by(step: Step, steps: Sequence[Step]) -> BackUp | None:
     for other in steps:
         if other is step:
             return None
-        if isinstance(other, BackUp) and other.table == step_table(step):
-            if column in other.columns or (column is None and not other.columns):
-                return other
+        if not isinstance(other, BackUp) or other.table != step_table(step):
+            continue
+        if column in other.columns or (column is None and not other.columns):
+            return other
     return None
 
 

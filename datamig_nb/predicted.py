@@ -49,7 +49,7 @@ def predicted_rows(name: TableName, steps: Iterable[Step], catalog: Catalog) -> 
     new = catalog.added.get(name, {})
     assign = {column: _initial(made) for column, made in new.items()}
     rows = name.sql
-    for step in steps:
+    for number, step in enumerate(steps):
         if not isinstance(step, Backfill | DeleteRows) or step.table != name:
             continue
         if not foreseen(step, catalog):
@@ -63,6 +63,9 @@ def predicted_rows(name: TableName, steps: Iterable[Step], catalog: Catalog) -> 
                 f"(SELECT * FROM {rows}\n WHERE ({step.where}) IS NOT TRUE) AS {quote(name.name)}"
             )
         else:
+            if step.using is not None:
+                step, partner = _with_partner(step, f"partner_{number}")
+                rows = f"{rows}\n  {partner}"
             for column, text in step.assign.items():
                 before = assign.get(column, quote(column))
                 assign[column] = _value(step, column, text, before, catalog)
@@ -107,19 +110,28 @@ def rows_told(step: Step, catalog: Catalog) -> list[tuple[str, str, str]]:
             return []
 
 
+def _with_partner(step: Backfill, name: str) -> tuple[Backfill, str]:
+    """The step over rows that are joined to their partners, and the join, done once for all."""
+    values = {column: f"{name}.{quote(f'new {n}')}" for n, column in enumerate(step.assign)}
+    given = zip(step.assign.values(), values.values(), strict=True)
+    listed = ", ".join(f"({text}) AS {value.partition('.')[2]}" for text, value in given)
+    where = conditions(parenthesised(step.on), parenthesised(step.where))
+    join = (
+        f"LEFT JOIN LATERAL (SELECT {listed}, TRUE AS found\n  FROM {step.using}\n WHERE {where}"
+        f") AS {name} ON TRUE"
+    )
+    found = f"{name}.found"
+    return replace(step, assign=values, where=found, using=None, on=None), join
+
+
 def _value(step: Backfill, column: str, text: str, before: str, catalog: Catalog) -> str:
     """A column's value after a step, over the row before it."""
-    condition = step.where
-    if step.using is not None:
-        where = conditions(parenthesised(step.on), parenthesised(step.where))
-        text = f"(SELECT {text} FROM {step.using} WHERE {where} LIMIT 1)"
-        condition = f"EXISTS (SELECT FROM {step.using} WHERE {where})"
-    if condition is None:
+    if step.where is None:
         return text
     is_text = catalog.column_type(step.table, column).is_text
     if is_text or (step.table, column) in catalog.misfit_columns:
         text, before = f"({text})::text", f"{before}::text"
-    return f"CASE WHEN ({condition}) THEN {text} ELSE {before} END"
+    return f"CASE WHEN ({step.where}) THEN {text} ELSE {before} END"
 
 
 def _column(name: str) -> Column:
