@@ -19,7 +19,7 @@ from datamig_nb.checks import (
     unique,
 )
 from datamig_nb.composed import fill_nulls
-from datamig_nb.database import Database, connect
+from datamig_nb.database import Database, connect, guide_database
 from datamig_nb.errors import DatamigError
 from datamig_nb.export import Export, export
 from datamig_nb.migration import Migration
@@ -102,6 +102,7 @@ __all__ = [
     "export",
     "expr",
     "fill_nulls",
+    "guide_database",
     "insert_rows",
     "keep_in_step",
     "map_values",
