@@ -18,6 +18,7 @@ from datamig_nb.checks import (
     unchanged,
     unique,
 )
+from datamig_nb.clones import Clones, clones, drop_clones
 from datamig_nb.composed import fill_nulls
 from datamig_nb.database import Database, connect, guide_database
 from datamig_nb.errors import DatamigError
@@ -61,6 +62,7 @@ from datamig_nb.wrapping import background, contract, with_backup
 __version__ = "0.1.0"
 
 __all__ = [
+    "Clones",
     "Database",
     "DatamigError",
     "Export",
@@ -82,6 +84,7 @@ __all__ = [
     "batched_update",
     "cancel",
     "check",
+    "clones",
     "conflicts",
     "connect",
     "contract",
@@ -95,6 +98,7 @@ __all__ = [
     "create_unique_constraint",
     "cross_table",
     "delete_rows",
+    "drop_clones",
     "drop_column",
     "drop_constraint",
     "drop_index",

@@ -261,6 +261,17 @@ def connect(url: str | sa.URL | None = None, *, fresh: bool = False) -> Database
     return _checked(_parsed(given))
 
 
+def embedded() -> Database:
+    """The maintenance database of the embedded server, which starts where it does not run.
+
+    Raises
+    ------
+    MissingExtraError
+        If it is not installed.
+    """
+    return _checked(sa.make_url(ensure_server().url("postgres")))
+
+
 def run(connection: sa.Connection, statement: str) -> sa.CursorResult[*tuple[Any, ...]]:
     """Send a statement as it stands: no bind parameters, so ':' and '%' in it are themselves."""
     return connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
@@ -440,8 +451,7 @@ def _checked(url: sa.URL) -> Database:
 
 
 def _samples(fresh: bool) -> Database:
-    server = ensure_server()
-    postgres = _checked(sa.make_url(server.url("postgres")))
+    postgres = embedded()
     with (
         explained("making the sample database", postgres.url),
         psycopg.connect(_libpq(postgres.url), autocommit=True) as connection,

@@ -68,6 +68,7 @@ FLOORS = {
     "draft": 9,
     "render": 10,
     "alembic_process": 0,
+    "clones": 3,
     "programs": 3,
     "snapshot": 7,
     "alembic_runs": 11,
