@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql
 
 from datamig_nb import ddl, statements, targets
 from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
+from datamig_nb.compound import ChangeType, CreateTableAs, MergeRows, Swap
 from datamig_nb.database import Column, Database, Table, read_table, run
 from datamig_nb.errors import ExpressionError, MigrationError
 from datamig_nb.migration import CreateEnum, Migration, Step, added_columns, step_table
@@ -162,9 +163,9 @@ def read_catalog(db: Database, migration: Migration) -> Catalog:
         If a column to be added is there already, or an expression reads a column that its own
         step sets, so that doing a row twice would change it twice.
     """
-    made = _made_tables(migration)
     names = dict.fromkeys(name for step in migration.steps for name in _tables(step))
     with db.read_only(f"reading the catalog for {migration.name!r}") as connection:
+        made = _made_tables(migration) | _selected_tables(connection, migration)
         catalog = Catalog(
             major=db.major,
             tables={name: made.get(name) or read_table(connection, name) for name in names},
@@ -279,8 +280,12 @@ def _tables(step: Step) -> tuple[TableName, ...]:
             return (step.table, *(() if dependants == "all" else dependants))
         case Transform():
             return (step.table,)
-        case QueryCheck() | Unchanged() | Sql() | CreateEnum():
+        case QueryCheck() | Unchanged() | Sql() | CreateEnum() | ChangeType() | MergeRows():
             return ()
+        case CreateTableAs():
+            return (step.table,)
+        case Swap():
+            return step.tables
         case ops.CreateTableOp() | ops.DropTableOp():
             return ()
         case _:
@@ -334,6 +339,56 @@ def _made_tables(migration: Migration) -> dict[TableName, Table]:
         elif isinstance(step, ops.RenameTableOp) and step_table(step) in made:
             new = TableName(step.schema, step.new_table_name)
             made[new] = replace(made[step_table(step)], name=new)
+    return made
+
+
+def _selected_tables(connection: sa.Connection, migration: Migration) -> dict[TableName, Table]:
+    """Tables that the migration makes from queries, as they will be."""
+    made: dict[TableName, Table] = {}
+    queries: dict[TableName, str] = {}
+    raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    for step in migration.steps:
+        if not isinstance(step, CreateTableAs):
+            continue
+        query = queries[step.table] = statements.inlined(step.select, queries)
+        try:
+            with raw.transaction(), raw.cursor() as cursor:
+                cursor.execute(
+                    f"SELECT * FROM (\n{query}\n) AS made LIMIT 0".encode(), prepare=True
+                )
+                told, result = cursor.description or [], cursor.pgresult
+                assert result is not None
+                kinds = [(result.ftype(n), result.fmod(n)) for n in range(len(told))]
+        except psycopg.Error as error:
+            if error.sqlstate in (None, "42501"):
+                raise
+            raise ExpressionError(
+                step.select,
+                error.diag.message_primary or str(error),
+                "write one SELECT over tables as they are before the migration, each column named",
+            ) from error
+        format_type = sa.text("SELECT format_type(:type, :length)")
+        columns = tuple(
+            Column(
+                name=column.name,
+                type=connection.execute(format_type, {"type": type, "length": length}).scalar_one(),
+                not_null=column.name in step.key,
+                length=None,
+                generated=False,
+            )
+            for column, (type, length) in zip(told, kinds, strict=True)
+        )
+        made[step.table] = Table(
+            name=step.table,
+            columns=columns,
+            key=step.key,
+            unique=(),
+            foreign_keys=(),
+            estimated_rows=NOT_YET,
+            total_bytes=0,
+        )
+        for column in step.key:
+            made[step.table].column(column)
     return made
 
 

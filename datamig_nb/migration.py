@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from alembic.operations import ops
 
 from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
+from datamig_nb.compound import ChangeType, CreateTableAs, MergeRows, Swap
 from datamig_nb.display import Shown
 from datamig_nb.errors import MigrationError
 from datamig_nb.expressions import listed
@@ -51,7 +52,11 @@ SchemaStep: TypeAlias = (
     | ops.CreateCheckConstraintOp
     | ops.DropConstraintOp
 )
-Step: TypeAlias = SchemaStep | CreateEnum | DataStep | Transform | RowCheck | QueryCheck | Unchanged
+#: Steps that need the catalog to say which steps carry them out, and what these need beside.
+Compound: TypeAlias = ChangeType | MergeRows | CreateTableAs | Swap
+Step: TypeAlias = (
+    SchemaStep | CreateEnum | DataStep | Transform | Compound | RowCheck | QueryCheck | Unchanged
+)
 #: A step, or several that belong together, as functions that choose steps return them.
 Steps: TypeAlias = "Step | Sequence[Steps]"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +11,56 @@ from sqlalchemy.dialects import postgresql
 
 from datamig_nb import kept, preview_sql, targets
 from datamig_nb.catalog import NOT_YET, Catalog
+from datamig_nb.checks import QueryCheck, RowCheck
+from datamig_nb.compound import CreateTableAs
 from datamig_nb.database import Column
 from datamig_nb.expressions import expression_text
-from datamig_nb.migration import Step
+from datamig_nb.migration import Migration, Step
 from datamig_nb.names import TableName, literal, quote
-from datamig_nb.statements import columns_read, conditions, names_in, parenthesised, source
+from datamig_nb.statements import (
+    columns_read,
+    conditions,
+    inlined,
+    names_in,
+    parenthesised,
+    source,
+)
 from datamig_nb.steps import Backfill, DeleteRows, InsertRows
+
+
+def foreseeable(migration: Migration) -> Migration:
+    """The migration with the queries of tables that it makes in their place, to be read now.
+
+    A table whose query reads what steps before it write is left to be made.
+    """
+    queries: dict[TableName, str] = {}
+    steps: list[Step] = []
+    for number, step in enumerate(migration.steps):
+        if isinstance(step, CreateTableAs):
+            reads = InsertRows(table=step.table, select=step.select, key=step.key)
+            if not any(targets.disturbs(other, reads) for other in migration.steps[:number]):
+                queries[step.table] = inlined(step.select, queries)
+                continue
+        steps.append(_inlined(step, queries))
+    return Migration(migration.name, *(steps or migration.steps))
+
+
+def _inlined(step: Step, queries: Mapping[TableName, str]) -> Step:
+    def text(given: str | None) -> Any:
+        return given and inlined(given, queries)
+
+    match step:
+        case Backfill(assign=assign, where=where, using=using, on=on):
+            values = {column: text(value) for column, value in assign.items()}
+            return replace(step, assign=values, where=text(where), using=text(using), on=text(on))
+        case InsertRows(select=select):
+            return replace(step, select=text(select))
+        case DeleteRows(where=where):
+            return replace(step, where=text(where))
+        case RowCheck(failing=failing) | QueryCheck(failing=failing):
+            return replace(step, failing=text(failing))
+        case _:
+            return step
 
 
 def foreseen(step: Backfill | InsertRows | DeleteRows, catalog: Catalog) -> bool:
