@@ -194,7 +194,7 @@ def read_catalog(db: Database, migration: Migration) -> Catalog:
             if isinstance(step, ops.AlterColumnOp) and step.modify_nullable is False:
                 _require_column(TableName(step.schema, step.table_name), step.column_name, catalog)
             if isinstance(step, Backfill | KeepInStep):
-                _require_columns(step, catalog)
+                _require_columns(step, catalog, migration)
                 source = step.using if isinstance(step, Backfill) else None
                 for expression in step.assign.values():
                     _require_expression(connection, catalog, step.table, expression, source)
@@ -418,7 +418,7 @@ def _require_absent(catalog: Catalog) -> None:
 def _require_transform(
     connection: sa.Connection, step: Transform, migration: Migration, catalog: Catalog
 ) -> None:
-    _require_columns(step, catalog)
+    _require_columns(step, catalog, migration)
     _require_steady_key(step, catalog)
     for expression in (*step.reads, *filter(None, [step.where])):
         _require_expression(connection, catalog, step.table, expression)
@@ -436,10 +436,18 @@ def _set_by(step: Backfill | KeepInStep | Transform) -> Collection[str]:
     return step.columns if isinstance(step, Transform) else step.assign
 
 
-def _require_columns(step: Backfill | KeepInStep | Transform, catalog: Catalog) -> None:
+def _require_columns(
+    step: Backfill | KeepInStep | Transform, catalog: Catalog, migration: Migration
+) -> None:
+    no_identities = {
+        (step_table(other), other.column_name)
+        for other in migration.steps
+        if isinstance(other, ops.AlterColumnOp)
+        and isinstance(other.existing_server_default, sa.Identity)
+    }
     for column in _set_by(step):
         known = _require_column(step.table, column, catalog)
-        if known is not None and known.generated:
+        if known is not None and known.generated and (step.table, column) not in no_identities:
             raise MigrationError(
                 f"column {column!r} of {str(step.table)!r} is generated", "fill another column"
             )

@@ -187,7 +187,9 @@ def describe(step: Step) -> str:
 def _describe_change(step: ops.AlterColumnOp) -> str:
     column = f"{step.column_name} of {step_table(step)}"
     changes: list[str] = []
-    if step.modify_server_default is None:
+    if isinstance(step.existing_server_default, sa.Identity):
+        changes.append(f"let {column} be no identity any more")
+    elif step.modify_server_default is None:
         changes.append(f"drop the default of {column}")
     elif step.modify_server_default is not False:
         changes.append(f"change the default of {column}")

@@ -155,7 +155,11 @@ def _alter_column(step: ops.AlterColumnOp, found: Found) -> tuple[Statement, ...
     table, column = step_table(step), step.column_name
     alter = f"ALTER TABLE {table.sql} ALTER COLUMN {quote(column)}"
     statements: list[Statement] = []
-    if step.modify_server_default is not False:
+    if isinstance(step.modify_server_default, sa.Identity):
+        statements += stages.add_identity(table, column, step.modify_server_default.always)
+    elif isinstance(step.existing_server_default, sa.Identity):
+        statements += stages.plain(f"{alter} DROP IDENTITY IF EXISTS")
+    elif step.modify_server_default is not False:
         default = ddl.set_default(table, column, step.modify_server_default)
         statements += stages.plain(default)
     if step.modify_nullable is False:
