@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from datamig_nb.alembic_runs import AlembicRun, Runner, runner_for
 from datamig_nb.clone import Clone, cloned
+from datamig_nb.compound import ChangeType
 from datamig_nb.database import Database
 from datamig_nb.errors import DatamigError, RehearsalError
 from datamig_nb.faults import FAULTS
@@ -244,6 +245,7 @@ def _look_at_tables(work: _Work, before: Snapshot) -> set[str]:
     migration = work.revision.migration
     written = [(step.table, tuple(step.assign)) for step in migration.backfills]
     written += [(step.table, step.columns) for step in migration.transforms]
+    written += [(s.table, (s.column,)) for s in migration.steps if isinstance(s, ChangeType)]
     named = {*added_columns(migration), *(table for table, _ in written)}
     holding = with_children(work.copy, named)
     work.touched = tuple(dict.fromkeys(name for names in holding.values() for name in names))
