@@ -1,4 +1,4 @@
-"""The command line: demo and verify; work; runs, pause, resume and cancel."""
+"""The command line: demo and verify; work; runs, pause, resume and cancel; clones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from datamig_nb.clones import clones, drop_clones
 from datamig_nb.database import connect
 from datamig_nb.errors import DatamigError, MissingExtraError
 from datamig_nb.vetted import verify
@@ -34,7 +35,9 @@ def main(words: Sequence[str] | None = None) -> int:
         if given.command == "verify":
             return _verify(given.files)
         db = connect(given.url)
-        if given.command == "runs":
+        if given.command == "clones":
+            print(drop_clones(db) if given.drop else clones(db))
+        elif given.command == "runs":
             print(runs(db))
         elif given.command == "work":
             print(work(db, given.revision, progress=lambda job: print(job.progress, flush=True)))
@@ -59,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("revision", type=_no_url)
         command.add_argument("--step", type=_no_url, help="only this step, as runs shows it")
     shown = commands.add_parser("runs", help="show how far the revisions are")
-    for command in (shown, worker, *steered):
+    copies = commands.add_parser("clones", help="list the copies that rehearsals made")
+    copies.add_argument("--drop", action="store_true", help="drop those that nobody is using")
+    for command in (shown, copies, worker, *steered):
         command.add_argument("--url", help="the database; else DATABASE_URL, which nobody sees")
     return parser
 

@@ -5,7 +5,6 @@ The source is only read: by ``CREATE DATABASE … TEMPLATE`` or by ``pg_dump``.
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -14,16 +13,17 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from datamig_nb.database import Database, explained, run
-from datamig_nb.errors import PermissionDeniedError, RehearsalError
+from datamig_nb.clones import claimed, create
+from datamig_nb.database import Database, embedded, explained, run
+from datamig_nb.errors import MissingExtraError, PermissionDeniedError, RehearsalError
 from datamig_nb.names import literal, quote
 from datamig_nb.programs import address, environment
 from datamig_nb.server import binaries
 
-# Clones begin so; the process id behind the revision keeps two rehearsals apart.
-PREFIX = "datamig_clone_"
-
 _IN_USE, _NOT_PERMITTED = "55006", "42501"
+
+# From here on the files of a database are copied faster than its pages are logged.
+_LARGE_BYTES = 100_000_000
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -36,49 +36,78 @@ class Clone(Database):
 
 @contextmanager
 def cloned(source: Database, label: str) -> Generator[Clone]:
-    """A copy of the source on the same server, dropped at the end whatever happens.
+    """A copy of the source, dropped at the end whatever happens.
+
+    It lies on the same server; on the embedded server where the role may not create databases
+    there.
 
     Raises
     ------
     PermissionDeniedError
-        If the role may not create databases.
+        If the role may not create databases, and there is no embedded server.
     RehearsalError
         If the copy could not be made.
     """
-    clone = source.at(f"{PREFIX}{label}_{os.getpid()}")
-    with explained("making a clone", clone.at("postgres").url):
-        drop_clone(clone)  # one that a killed process left
+    server = _server(source)
+    with claimed(server, label) as place:
+        made = _copy(source, place) if server is source else _copy_across(source, place)
+        yield Clone(url=place.url, version=place.version, made=made)
+
+
+def _server(source: Database) -> Database:
+    with source.read_only("looking up the role") as connection:
+        if connection.execute(sa.text(_MAY_CREATE)).scalar_one():
+            return source
     try:
-        made = _copy(source, clone)
-        yield Clone(url=clone.url, version=clone.version, made=made)
-    finally:
-        drop_clone(clone)
-
-
-def drop_clone(clone: Database) -> None:
-    """Drop a clone and the sessions on it, if it is there."""
-    name = str(clone.url.database)
-    assert name.startswith(PREFIX), "only a clone is ever dropped"
-    _maintain(clone, f"DROP DATABASE IF EXISTS {quote(name)} WITH (FORCE)")
+        return embedded()
+    except MissingExtraError as error:
+        raise PermissionDeniedError(
+            f"role {source.url.username!r} may not create a database for the clone",
+            "grant it CREATEDB (ALTER ROLE … CREATEDB), or let the clone lie on this machine: "
+            "python -m pip install 'datamig-nb[embedded]'",
+        ) from error
 
 
 def _copy(source: Database, clone: Database) -> str:
-    name, template = quote(str(clone.url.database)), quote(str(source.url.database))
+    template = f"TEMPLATE {quote(str(source.url.database))}{_strategy(source)}"
     try:
-        _maintain(source, f"CREATE DATABASE {name} TEMPLATE {template}")
+        create(clone, template, source)
         made = "copied by the server"
     except DBAPIError as error:
-        state = getattr(error.orig, "sqlstate", None)
-        if state not in (_IN_USE, _NOT_PERMITTED):
-            raise RehearsalError(
-                f"the clone could not be made: {error.orig}", "see the server's log"
-            ) from error
+        if getattr(error.orig, "sqlstate", None) not in (_IN_USE, _NOT_PERMITTED):
+            raise _not_made(error) from error
         # Others are connected, or the source is somebody else's: it can be read all the same.
         _create_alike(source, clone)
-        _dump_and_restore(source, clone)
+        dump_and_restore(source, clone)
         made = "copied with pg_dump and pg_restore"
     _copy_settings(source, clone)
     return made
+
+
+def _copy_across(source: Database, clone: Database) -> str:
+    """Copy to another server: where roles, encoding and locale are others."""
+    try:
+        create(clone, "TEMPLATE template0", source)
+    except DBAPIError as error:
+        raise _not_made(error) from error
+    dump_and_restore(source, clone, "--no-privileges")
+    _copy_settings(source, clone)
+    return (
+        f"copied with pg_dump and pg_restore to the embedded server, PostgreSQL {clone.version},"
+        f" since {source.url.username!r} may not create databases on the source's"
+    )
+
+
+def _strategy(source: Database) -> str:
+    if source.major < 15:
+        return ""
+    with source.read_only("looking up the size") as connection:
+        size = connection.execute(sa.text("SELECT pg_database_size(current_database())"))
+        return " STRATEGY file_copy" if size.scalar_one() > _LARGE_BYTES else ""
+
+
+def _not_made(error: DBAPIError) -> RehearsalError:
+    return RehearsalError(f"the clone could not be made: {error.orig}", "see the server's log")
 
 
 def _create_alike(source: Database, clone: Database) -> None:
@@ -94,23 +123,16 @@ def _create_alike(source: Database, clone: Database) -> None:
         options += f" LOCALE_PROVIDER {kind}"
         if provider != "c":
             options += f" {kind.upper()}_LOCALE {literal(like['locale'])}"
-    name = quote(str(clone.url.database))
     try:
-        _maintain(source, f"CREATE DATABASE {name} TEMPLATE template0 {options}")
+        create(clone, f"TEMPLATE template0 {options}", source)
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) == _NOT_PERMITTED:
-            raise PermissionDeniedError(
-                f"role {source.url.username!r} may not create a database for the clone",
-                "grant it CREATEDB (ALTER ROLE … CREATEDB), or rehearse on a server of your own",
-            ) from error
-        raise RehearsalError(
-            f"the clone could not be made: {error.orig}", "see the server's log"
-        ) from error
+        raise _not_made(error) from error
 
 
-def _dump_and_restore(source: Database, clone: Database) -> None:
+def dump_and_restore(source: Database, clone: Database, *options: str) -> None:
+    """Fill an empty database with what another one holds; ``options`` are pg_restore's."""
     # pg_restore sets transaction_timeout, which servers before 17 do not know: one error there.
-    at_once, passed = (["--exit-on-error"], {0}) if source.major >= 17 else ([], {0, 1})
+    at_once, passed = (["--exit-on-error"], {0}) if clone.major >= 17 else ([], {0, 1})
     with subprocess.Popen(
         [binaries() / "pg_dump", "--format=custom", "--compress=0", *address(source)],
         env=environment(source),
@@ -120,7 +142,7 @@ def _dump_and_restore(source: Database, clone: Database) -> None:
         assert dump.stdout is not None
         assert dump.stderr is not None
         restore = subprocess.run(
-            [binaries() / "pg_restore", *at_once, "--no-owner", *address(clone)],
+            [binaries() / "pg_restore", *at_once, "--no-owner", *options, *address(clone)],
             env=environment(clone),
             stdin=dump.stdout,
             stderr=subprocess.PIPE,
@@ -136,16 +158,18 @@ def _dump_and_restore(source: Database, clone: Database) -> None:
     if dump.returncode or restore.returncode not in passed or errors:
         raise RehearsalError(
             f"the clone could not be made with pg_dump and pg_restore: {' '.join(errors[:1])}",
-            "give the role the right to read all of the database, or close its other sessions",
+            'give the role the right to read all of it, or rehearse on="sample", which takes what'
+            " it may read",
         )
 
 
 def _copy_settings(source: Database, clone: Database) -> None:
     """Give the clone what ALTER DATABASE … SET says of the source: no copy takes it along."""
     name = quote(str(clone.url.database))
-    engine = source.at("postgres").engine
-    with explained("copying the database's settings", source.url), engine.begin() as connection:
-        found = connection.execute(sa.text(_SETTINGS), {"name": source.url.database}).all()
+    with source.read_only("looking up the database's settings") as connection:
+        found = connection.execute(sa.text(_SETTINGS)).all()
+    engine = clone.at("postgres").engine
+    with explained("copying the database's settings", clone.url), engine.begin() as connection:
         for setting, value in found:
             try:
                 with connection.begin_nested():
@@ -159,12 +183,7 @@ def _copy_settings(source: Database, clone: Database) -> None:
                     raise
 
 
-def _maintain(db: Database, statement: str) -> None:
-    """A statement that no transaction may hold, sent from the maintenance database."""
-    engine = db.at("postgres").engine
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        run(connection, statement)
-
+_MAY_CREATE = "SELECT rolsuper OR rolcreatedb FROM pg_roles WHERE rolname = current_user"
 
 _LIKE = """
 SELECT jsonb_build_object(
@@ -181,7 +200,7 @@ SELECT jsonb_build_object(
 _SETTINGS = """
 SELECT split_part(setting, '=', 1), substr(setting, strpos(setting, '=') + 1)
   FROM pg_db_role_setting CROSS JOIN LATERAL unnest(setconfig) AS setting
- WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = :name)
+ WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())
    AND setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = current_user))
  ORDER BY setrole
 """

@@ -129,8 +129,8 @@ def test_file_is_the_rehearsed_text_with_lines_of_evidence(
     assert bare(text) == rehearsal.revision.text
     assert [line for line in evidence if " is the " not in line][:-1] == [
         f"# vetted: rehearsed on PostgreSQL {rehearsal.server_version} with 3 rows\n",
-        "# vetted: passed upgrade, checks, everything else unchanged, downgrade, equal to before,"
-        " upgrade again, checks again\n",
+        "# vetted: passed clone, upgrade, checks, everything else unchanged, downgrade, equal to"
+        " before, upgrade again, checks again\n",
         "# vetted: the way back is lossless\n",
     ]
     assert lines[lines.index(evidence[0]) - 1] == '"""\n'  # right below the docstring

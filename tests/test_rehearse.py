@@ -11,9 +11,8 @@ import pytest
 import sqlalchemy as sa
 
 from datamig_nb.checks import rows_check
-from datamig_nb.clone import PREFIX
+from datamig_nb.clones import PREFIX
 from datamig_nb.database import Database
-from datamig_nb.errors import PermissionDeniedError
 from datamig_nb.migration import Migration, Step
 from datamig_nb.operations import add_column
 from datamig_nb.patterns import split_column
@@ -221,7 +220,7 @@ def test_downgrade_that_loses_values_is_found_out_by_column(
 
     assert rehearsal.verdict == "lossy"
     assert rehearsal.summary == (
-        "FAILED at equal to before: differs from before: public.customer.note"
+        "FAILED at equal to before: differs from before: public.customer.note in 1 row"
     )
 
 
@@ -237,7 +236,8 @@ def test_upgrade_that_changes_something_else_is_found_out(shop: Database, split:
 
     assert outcomes(rehearsal) == [*((name, True) for name in STAGES[:3]), (STAGES[3], False)]
     assert rehearsal.stages[-1].detail == (
-        "differs from before: app.item.price, the number of rows of public.log, public.log.row"
+        "differs from before: app.item.price in 1 row, the number of rows of public.log (was 20),"
+        " public.log.row"
     )
     assert rehearsal.verdict == "not known"
 
@@ -252,7 +252,7 @@ def test_upgrade_that_drops_a_column_is_found_out(shop: Database, split: Revisio
     rehearsal = rehearse(shop, careless)
 
     assert outcomes(rehearsal)[-1] == ("everything else unchanged", False)
-    assert 'column "price" does not exist' in rehearsal.summary
+    assert rehearsal.summary.endswith("differs from before: app.item.price")
 
 
 def test_check_that_fails_stops_the_upgrade_with_its_sentence(shop: Database) -> None:
@@ -355,21 +355,6 @@ def test_clone_is_gone_when_the_rehearsal_is_interrupted(
         rehearse(shop, split, progress=interrupt)
 
     assert [len(names) for names in seen] == [1]
-    assert clones(shop) == []
-
-
-def test_role_that_may_not_create_databases_is_told_what_to_ask_for(
-    shop: Database, split: Revision
-) -> None:
-    query(shop, "CREATE ROLE rehearse_reader LOGIN IN ROLE pg_read_all_data")
-    reader = dataclasses.replace(shop, url=shop.url.set(username="rehearse_reader"))
-
-    try:
-        with pytest.raises(PermissionDeniedError, match="grant it CREATEDB"):
-            rehearse(reader, split)
-    finally:
-        query(shop, "DROP ROLE rehearse_reader")
-
     assert clones(shop) == []
 
 
