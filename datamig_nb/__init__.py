@@ -6,6 +6,8 @@ Six verbs, one way through: :func:`profile`, :func:`preview`, :func:`render`, :f
 
 from __future__ import annotations
 
+from datamig_nb import expr
+from datamig_nb import html as html  # registers what Jupyter shows
 from datamig_nb.checks import (
     allowed_values,
     check,
@@ -16,10 +18,12 @@ from datamig_nb.checks import (
     unchanged,
     unique,
 )
+from datamig_nb.clones import Clones, clones, drop_clones
+from datamig_nb.composed import fill_nulls
+from datamig_nb.compound import change_type, create_table_as, merge_rows
 from datamig_nb.database import Database, connect
 from datamig_nb.errors import DatamigError
-from datamig_nb.export import Export, export, verify
-from datamig_nb.html import save_html  # its module registers what Jupyter shows
+from datamig_nb.export import Export, export
 from datamig_nb.migration import Migration
 from datamig_nb.operations import (
     add_column,
@@ -38,21 +42,28 @@ from datamig_nb.operations import (
     rename_table,
     sql,
 )
+from datamig_nb.pages import save_html
 from datamig_nb.patterns import map_values, split_column
 from datamig_nb.preview import Preview, preview
 from datamig_nb.profile import TableProfile, profile
 from datamig_nb.project import create_project
-from datamig_nb.rehearse import Rehearsal, rehearse
+from datamig_nb.rehearsal import Rehearsal
+from datamig_nb.rehearse import rehearse
 from datamig_nb.render import Revision, render
+from datamig_nb.rewriting import batched_update, cross_table, normalize, transform_rows
 from datamig_nb.set_aside import SetAside, conflicts, quarantined
 from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step
 from datamig_nb.transforms import transform
 from datamig_nb.validate import ValidationReport, validate
+from datamig_nb.vetted import verify
 from datamig_nb.watch import Runs, RunState, cancel, pause, resume, runs
+from datamig_nb.workers import work
+from datamig_nb.wrapping import background, contract, with_backup
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Clones",
     "Database",
     "DatamigError",
     "Export",
@@ -70,10 +81,15 @@ __all__ = [
     "alter_column",
     "back_up",
     "backfill",
+    "background",
+    "batched_update",
     "cancel",
+    "change_type",
     "check",
+    "clones",
     "conflicts",
     "connect",
+    "contract",
     "create_check_constraint",
     "create_enum",
     "create_foreign_key",
@@ -81,19 +97,26 @@ __all__ = [
     "create_primary_key",
     "create_project",
     "create_table",
+    "create_table_as",
     "create_unique_constraint",
+    "cross_table",
     "delete_rows",
+    "drop_clones",
     "drop_column",
     "drop_constraint",
     "drop_index",
     "drop_table",
     "export",
+    "expr",
+    "fill_nulls",
     "insert_rows",
     "keep_in_step",
     "map_values",
     "matches",
+    "merge_rows",
     "no_nulls",
     "no_orphans",
+    "normalize",
     "pause",
     "preview",
     "profile",
@@ -108,8 +131,11 @@ __all__ = [
     "split_column",
     "sql",
     "transform",
+    "transform_rows",
     "unchanged",
     "unique",
     "validate",
     "verify",
+    "with_backup",
+    "work",
 ]

@@ -1,4 +1,4 @@
-"""The command line: demo and verify; runs, pause, resume and cancel."""
+"""The command line: demo and verify; work; runs, pause, resume and cancel; clones."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from datamig_nb.clones import clones, drop_clones
 from datamig_nb.database import connect
 from datamig_nb.errors import DatamigError, MissingExtraError
-from datamig_nb.export import verify
+from datamig_nb.vetted import verify
 from datamig_nb.watch import cancel, pause, resume, runs
+from datamig_nb.workers import work
 
 _NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
@@ -33,8 +35,12 @@ def main(words: Sequence[str] | None = None) -> int:
         if given.command == "verify":
             return _verify(given.files)
         db = connect(given.url)
-        if given.command == "runs":
+        if given.command == "clones":
+            print(drop_clones(db) if given.drop else clones(db))
+        elif given.command == "runs":
             print(runs(db))
+        elif given.command == "work":
+            print(work(db, given.revision, progress=lambda job: print(job.progress, flush=True)))
         else:
             print(_STEER[given.command][0](db, given.revision, given.step))
     except DatamigError as error:
@@ -49,11 +55,16 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("demo", help="run the template notebooks from end to end")
     check = commands.add_parser("verify", help="fail if a vetted revision file was edited")
     check.add_argument("files", nargs="+", type=Path)
+    worker = commands.add_parser("work", help="work off the jobs that revisions left to workers")
+    worker.add_argument("revision", type=_no_url, nargs="?", help="only the job of this one")
     steered = [commands.add_parser(word, help=what) for word, (_, what) in _STEER.items()]
     for command in steered:
         command.add_argument("revision", type=_no_url)
         command.add_argument("--step", type=_no_url, help="only this step, as runs shows it")
-    for command in (commands.add_parser("runs", help="show how far the revisions are"), *steered):
+    shown = commands.add_parser("runs", help="show how far the revisions are")
+    copies = commands.add_parser("clones", help="list the copies that rehearsals made")
+    copies.add_argument("--drop", action="store_true", help="drop those that nobody is using")
+    for command in (shown, copies, worker, *steered):
         command.add_argument("--url", help="the database; else DATABASE_URL, which nobody sees")
     return parser
 

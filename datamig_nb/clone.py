@@ -1,73 +1,113 @@
-"""A copy of a database to rehearse on, and what to compare it by.
+"""A copy of a database to rehearse on.
 
 The source is only read: by ``CREATE DATABASE … TEMPLATE`` or by ``pg_dump``.
 """
 
 from __future__ import annotations
 
-import os
-import re
 import subprocess
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from datamig_nb.database import Database, explained, read_table, run
-from datamig_nb.errors import PermissionDeniedError, RehearsalError
-from datamig_nb.names import TableName, literal, quote
+from datamig_nb.clones import claimed, create
+from datamig_nb.database import Database, embedded, explained, run
+from datamig_nb.errors import MissingExtraError, PermissionDeniedError, RehearsalError
+from datamig_nb.names import literal, quote
+from datamig_nb.programs import address, environment
 from datamig_nb.server import binaries
-
-# Clones begin so; the process id behind the revision keeps two rehearsals apart.
-PREFIX = "datamig_clone_"
 
 _IN_USE, _NOT_PERMITTED = "55006", "42501"
 
+# From here on the files of a database are copied faster than its pages are logged.
+_LARGE_BYTES = 100_000_000
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Clone(Database):
+    """A copy of a database, made to be written and dropped."""
+
+    #: How it was made and what it lacks, in words.
+    made: str = ""
+
 
 @contextmanager
-def cloned(source: Database, label: str) -> Generator[Database]:
-    """A copy of the source on the same server, dropped at the end whatever happens.
+def cloned(source: Database, label: str) -> Generator[Clone]:
+    """A copy of the source, dropped at the end whatever happens.
+
+    It lies on the same server; on the embedded server where the role may not create databases
+    there.
 
     Raises
     ------
     PermissionDeniedError
-        If the role may not create databases.
+        If the role may not create databases, and there is no embedded server.
     RehearsalError
         If the copy could not be made.
     """
-    clone = source.at(f"{PREFIX}{label}_{os.getpid()}")
-    with explained("making a clone", clone.at("postgres").url):
-        drop_clone(clone)  # one that a killed process left
+    server = _server(source)
+    with claimed(server, label) as place:
+        made = _copy(source, place) if server is source else _copy_across(source, place)
+        yield Clone(url=place.url, version=place.version, made=made)
+
+
+def _server(source: Database) -> Database:
+    with source.read_only("looking up the role") as connection:
+        if connection.execute(sa.text(_MAY_CREATE)).scalar_one():
+            return source
     try:
-        _copy(source, clone)
-        yield clone
-    finally:
-        drop_clone(clone)
+        return embedded()
+    except MissingExtraError as error:
+        raise PermissionDeniedError(
+            f"role {source.url.username!r} may not create a database for the clone",
+            "grant it CREATEDB (ALTER ROLE … CREATEDB), or let the clone lie on this machine: "
+            "python -m pip install 'datamig-nb[embedded]'",
+        ) from error
 
 
-def drop_clone(clone: Database) -> None:
-    """Drop a clone and the sessions on it, if it is there."""
-    name = str(clone.url.database)
-    assert name.startswith(PREFIX), "only a clone is ever dropped"
-    _maintain(clone, f"DROP DATABASE IF EXISTS {quote(name)} WITH (FORCE)")
-
-
-def _copy(source: Database, clone: Database) -> None:
-    name, template = quote(str(clone.url.database)), quote(str(source.url.database))
+def _copy(source: Database, clone: Database) -> str:
+    template = f"TEMPLATE {quote(str(source.url.database))}{_strategy(source)}"
     try:
-        _maintain(source, f"CREATE DATABASE {name} TEMPLATE {template}")
+        create(clone, template, source)
+        made = "copied by the server"
     except DBAPIError as error:
-        state = getattr(error.orig, "sqlstate", None)
-        if state not in (_IN_USE, _NOT_PERMITTED):
-            raise RehearsalError(
-                f"the clone could not be made: {error.orig}", "see the server's log"
-            ) from error
+        if getattr(error.orig, "sqlstate", None) not in (_IN_USE, _NOT_PERMITTED):
+            raise _not_made(error) from error
         # Others are connected, or the source is somebody else's: it can be read all the same.
         _create_alike(source, clone)
-        _dump_and_restore(source, clone)
+        dump_and_restore(source, clone)
+        made = "copied with pg_dump and pg_restore"
     _copy_settings(source, clone)
+    return made
+
+
+def _copy_across(source: Database, clone: Database) -> str:
+    """Copy to another server: where roles, encoding and locale are others."""
+    try:
+        create(clone, "TEMPLATE template0", source)
+    except DBAPIError as error:
+        raise _not_made(error) from error
+    dump_and_restore(source, clone, "--no-privileges")
+    _copy_settings(source, clone)
+    return (
+        f"copied with pg_dump and pg_restore to the embedded server, PostgreSQL {clone.version},"
+        f" since {source.url.username!r} may not create databases on the source's"
+    )
+
+
+def _strategy(source: Database) -> str:
+    if source.major < 15:
+        return ""
+    with source.read_only("looking up the size") as connection:
+        size = connection.execute(sa.text("SELECT pg_database_size(current_database())"))
+        return " STRATEGY file_copy" if size.scalar_one() > _LARGE_BYTES else ""
+
+
+def _not_made(error: DBAPIError) -> RehearsalError:
+    return RehearsalError(f"the clone could not be made: {error.orig}", "see the server's log")
 
 
 def _create_alike(source: Database, clone: Database) -> None:
@@ -83,34 +123,27 @@ def _create_alike(source: Database, clone: Database) -> None:
         options += f" LOCALE_PROVIDER {kind}"
         if provider != "c":
             options += f" {kind.upper()}_LOCALE {literal(like['locale'])}"
-    name = quote(str(clone.url.database))
     try:
-        _maintain(source, f"CREATE DATABASE {name} TEMPLATE template0 {options}")
+        create(clone, f"TEMPLATE template0 {options}", source)
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) == _NOT_PERMITTED:
-            raise PermissionDeniedError(
-                f"role {source.url.username!r} may not create a database for the clone",
-                "grant it CREATEDB (ALTER ROLE … CREATEDB), or rehearse on a server of your own",
-            ) from error
-        raise RehearsalError(
-            f"the clone could not be made: {error.orig}", "see the server's log"
-        ) from error
+        raise _not_made(error) from error
 
 
-def _dump_and_restore(source: Database, clone: Database) -> None:
+def dump_and_restore(source: Database, clone: Database, *options: str) -> None:
+    """Fill an empty database with what another one holds; ``options`` are pg_restore's."""
     # pg_restore sets transaction_timeout, which servers before 17 do not know: one error there.
-    at_once, passed = (["--exit-on-error"], {0}) if source.major >= 17 else ([], {0, 1})
+    at_once, passed = (["--exit-on-error"], {0}) if clone.major >= 17 else ([], {0, 1})
     with subprocess.Popen(
-        [binaries() / "pg_dump", "--format=custom", "--compress=0", *_address(source)],
-        env=_environment(source),
+        [binaries() / "pg_dump", "--format=custom", "--compress=0", *address(source)],
+        env=environment(source),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as dump:
         assert dump.stdout is not None
         assert dump.stderr is not None
         restore = subprocess.run(
-            [binaries() / "pg_restore", *at_once, "--no-owner", *_address(clone)],
-            env=_environment(clone),
+            [binaries() / "pg_restore", *at_once, "--no-owner", *options, *address(clone)],
+            env=environment(clone),
             stdin=dump.stdout,
             stderr=subprocess.PIPE,
             check=False,
@@ -125,16 +158,18 @@ def _dump_and_restore(source: Database, clone: Database) -> None:
     if dump.returncode or restore.returncode not in passed or errors:
         raise RehearsalError(
             f"the clone could not be made with pg_dump and pg_restore: {' '.join(errors[:1])}",
-            "give the role the right to read all of the database, or close its other sessions",
+            'give the role the right to read all of it, or rehearse on="sample", which takes what'
+            " it may read",
         )
 
 
 def _copy_settings(source: Database, clone: Database) -> None:
     """Give the clone what ALTER DATABASE … SET says of the source: no copy takes it along."""
     name = quote(str(clone.url.database))
-    engine = source.at("postgres").engine
-    with explained("copying the database's settings", source.url), engine.begin() as connection:
-        found = connection.execute(sa.text(_SETTINGS), {"name": source.url.database}).all()
+    with source.read_only("looking up the database's settings") as connection:
+        found = connection.execute(sa.text(_SETTINGS)).all()
+    engine = clone.at("postgres").engine
+    with explained("copying the database's settings", clone.url), engine.begin() as connection:
         for setting, value in found:
             try:
                 with connection.begin_nested():
@@ -148,130 +183,7 @@ def _copy_settings(source: Database, clone: Database) -> None:
                     raise
 
 
-def _maintain(db: Database, statement: str) -> None:
-    """A statement that no transaction may hold, sent from the maintenance database."""
-    engine = db.at("postgres").engine
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        run(connection, statement)
-
-
-# ---------------------------------------------------------------- comparison
-
-
-@dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """What a database holds: its schema as pg_dump writes it, and hashes of its tables."""
-
-    schema: str
-    #: Hashes of each table, by column; a table without a key has one hash for all columns.
-    tables: Mapping[TableName, Mapping[str, str]]
-
-
-def take_snapshot(db: Database, tables: Mapping[TableName, tuple[str, ...]]) -> Snapshot:
-    """Hash the columns of the tables, and dump the schema."""
-    return Snapshot(
-        schema=_dump_schema(db),
-        tables={name: hash_columns(db, name, columns) for name, columns in tables.items()},
-    )
-
-
-def with_children(
-    db: Database, names: Iterable[TableName]
-) -> dict[TableName, tuple[TableName, ...]]:
-    """The tables that hold the rows of each one named: itself and its partitions, in full."""
-    with db.read_only("looking up the partitions") as connection:
-        return {
-            name: tuple(
-                TableName(row.schema, row.name)
-                for row in connection.execute(sa.text(_CHILDREN), {"name": name.sql})
-            )
-            for name in names
-        }
-
-
-def user_tables(db: Database) -> dict[TableName, tuple[str, ...]]:
-    """The tables of all schemas but PostgreSQL's and our own, with their columns.
-
-    A partitioned table has no rows of its own: its partitions are in the list beside it.
-    """
-    with db.read_only("listing the tables") as connection:
-        rows = connection.execute(sa.text(_USER_TABLES)).all()
-    return {TableName(row.schema, row.name): tuple(row.columns) for row in rows}
-
-
-def hash_columns(db: Database, name: TableName, columns: tuple[str, ...]) -> dict[str, str]:
-    """An order-free hash of each column together with its row's key, and the row count.
-
-    Equal hashes mean equal values row by row, but for a chance of about 1 in 2^64 for each
-    difference.  Values are compared as text, so that types without a hash count too.
-    """
-    with db.read_only(f"hashing {name}", timeout_seconds=3600) as connection:
-        key = read_table(connection, name).key
-        groups = {column: (*key, column) for column in columns} if key else {"row": columns}
-        sums = "".join(
-            f",\n       coalesce(sum(hashtextextended(ROW({', '.join(map(quote, group))})::text, 0)"
-            f"::numeric), 0)::text AS h{number}"
-            for number, group in enumerate(groups.values())
-        )
-        statement = f"SELECT count(*)::text AS row_count{sums}\n  FROM ONLY {name.sql}"
-        found = run(connection, statement).one()
-    return {"number of rows": found[0], **dict(zip(groups, found[1:], strict=True))}
-
-
-def differences(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
-    """What differs between two snapshots, in words, the schema last."""
-    found = [
-        f"{name}.{column}" if column != "number of rows" else f"the number of rows of {name}"
-        for name, hashes in before.tables.items()
-        for column, value in hashes.items()
-        if after.tables.get(name, {}).get(column) != value
-    ]
-    old, new = before.schema.splitlines(), after.schema.splitlines()
-    changed = [line for line in old if line not in new] + [line for line in new if line not in old]
-    if before.schema != after.schema:
-        found.append(
-            f"the schema: {'; '.join(line.strip() for line in changed[:5]) or 'its order'}"
-        )
-    return tuple(found)
-
-
-def _dump_schema(db: Database) -> str:
-    result = subprocess.run(
-        [
-            binaries() / "pg_dump",
-            "--schema-only",
-            "--exclude-schema=datamig",
-            f"--exclude-table=*.{VERSION_TABLE}",
-            *_address(db),
-        ],
-        env=_environment(db),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode:
-        raise RehearsalError(
-            f"pg_dump failed: {result.stderr.strip().splitlines()[-1]}",
-            "use a pg_dump that is not older than the server",
-        )
-    # \restrict carries a random word; comments carry versions.
-    return re.sub(r"^(\\(un)?restrict .*|--.*)\n", "", result.stdout, flags=re.MULTILINE)
-
-
-# Alembic's version table of a rehearsal: apart from the project's own, which the clone may hold.
-VERSION_TABLE = "datamig_rehearsal_version"
-
-
-def _address(db: Database) -> list[str]:
-    # set(password=None) would leave the password as it is, and render it as ***
-    url = db.url._replace(drivername="postgresql", password=None)
-    return [f"--dbname={url.render_as_string()}"]
-
-
-def _environment(db: Database) -> dict[str, str]:
-    password = {"PGPASSWORD": str(db.url.password)} if db.url.password else {}
-    return {**os.environ, "LC_ALL": "C", **password}
-
+_MAY_CREATE = "SELECT rolsuper OR rolcreatedb FROM pg_roles WHERE rolname = current_user"
 
 _LIKE = """
 SELECT jsonb_build_object(
@@ -288,33 +200,7 @@ SELECT jsonb_build_object(
 _SETTINGS = """
 SELECT split_part(setting, '=', 1), substr(setting, strpos(setting, '=') + 1)
   FROM pg_db_role_setting CROSS JOIN LATERAL unnest(setconfig) AS setting
- WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = :name)
+ WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())
    AND setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = current_user))
  ORDER BY setrole
-"""
-
-_CHILDREN = """
-WITH RECURSIVE family (oid) AS (
-    SELECT to_regclass(:name)::oid
-     UNION SELECT inhrelid FROM pg_inherits JOIN family ON inhparent = family.oid
-)
-SELECT nspname AS schema, relname AS name
-  FROM family
-  JOIN pg_class USING (oid)
-  JOIN pg_namespace ON pg_namespace.oid = relnamespace
- ORDER BY nspname, relname
-"""
-
-_USER_TABLES = """
-SELECT nspname AS schema,
-       relname AS name,
-       array_agg(attname::text ORDER BY attnum) AS columns
-  FROM pg_class
-  JOIN pg_namespace ON pg_namespace.oid = relnamespace
-  JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped
- WHERE relkind IN ('r', 'p')
-   AND nspname NOT IN ('pg_catalog', 'information_schema', 'datamig')
-   AND nspname NOT LIKE 'pg_temp%' AND nspname NOT LIKE 'pg_toast%'
- GROUP BY nspname, relname
- ORDER BY nspname, relname
 """

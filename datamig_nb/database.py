@@ -79,6 +79,11 @@ class Reference:
     #: None where it is refused.
     on_delete: str | None
 
+    @property
+    def name_of_child(self) -> TableName:
+        """The child by the name that one would call it."""
+        return TableName(None, self.child.name) if self.visible else self.child
+
     def is_of(self, table: TableName) -> bool:
         """Whether the child is the table of that name."""
         if table.schema is None:
@@ -97,8 +102,12 @@ class Table:
     #: Columns of each unique index that covers every row.
     unique: tuple[tuple[str, ...], ...]
     foreign_keys: tuple[ForeignKey, ...]
+    #: Names of the unique indexes, in their order.
+    unique_names: tuple[str, ...] = ()
     #: Columns that an index reads, in its key, its expressions or its condition.
     indexed: frozenset[str] = frozenset()
+    #: Columns that some index over all rows begins with.
+    sought: frozenset[str] = frozenset()
     #: Whether it is a partitioned table.
     partitioned: bool = False
     #: What it is, where it is no table: ``view``, ``materialized view``, ``foreign table``.
@@ -254,6 +263,17 @@ def connect(url: str | sa.URL | None = None, *, fresh: bool = False) -> Database
     return _checked(_parsed(given))
 
 
+def embedded() -> Database:
+    """The maintenance database of the embedded server, which starts where it does not run.
+
+    Raises
+    ------
+    MissingExtraError
+        If it is not installed.
+    """
+    return _checked(sa.make_url(ensure_server().url("postgres")))
+
+
 def run(connection: sa.Connection, statement: str) -> sa.CursorResult[*tuple[Any, ...]]:
     """Send a statement as it stands: no bind parameters, so ':' and '%' in it are themselves."""
     return connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
@@ -281,6 +301,7 @@ def read_table(connection: sa.Connection, name: TableName) -> Table:
         ),
         key=next((tuple(index.columns) for index in uniques if index.not_null), ()),
         unique=tuple(tuple(index.columns) for index in uniques),
+        unique_names=tuple(index.name for index in uniques),
         foreign_keys=tuple(
             ForeignKey(
                 name=row.name,
@@ -293,6 +314,7 @@ def read_table(connection: sa.Connection, name: TableName) -> Table:
         indexed=frozenset(
             connection.execute(sa.text(_INDEXED), {"oid": found.oid}).scalars().all()
         ),
+        sought=frozenset(connection.execute(sa.text(_SOUGHT), {"oid": found.oid}).scalars().all()),
         partitioned=found.partitioned,
         kind=found.kind,
         referenced_by=tuple(
@@ -432,8 +454,7 @@ def _checked(url: sa.URL) -> Database:
 
 
 def _samples(fresh: bool) -> Database:
-    server = ensure_server()
-    postgres = _checked(sa.make_url(server.url("postgres")))
+    postgres = embedded()
     with (
         explained("making the sample database", postgres.url),
         psycopg.connect(_libpq(postgres.url), autocommit=True) as connection,
@@ -505,7 +526,8 @@ SELECT attname AS name,
 # The primary key first, then the unique index with the fewest columns.
 _UNIQUES = """
 SELECT array_agg(attname::text ORDER BY place) AS columns,
-       bool_and(attnotnull) AS not_null
+       bool_and(attnotnull) AS not_null,
+       (SELECT relname::text FROM pg_class WHERE oid = indexrelid) AS name
   FROM pg_index
  CROSS JOIN LATERAL unnest(indkey::smallint[]) WITH ORDINALITY AS part (attnum, place)
   JOIN pg_attribute ON attrelid = indrelid AND pg_attribute.attnum = part.attnum
@@ -525,6 +547,12 @@ SELECT attname::text
                        OR EXISTS (SELECT FROM pg_depend
                                    WHERE classid = 'pg_class'::regclass AND objid = indexrelid
                                      AND refobjid = attrelid AND refobjsubid = attnum)))
+"""
+
+_SOUGHT = """
+SELECT attname::text
+  FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
+ WHERE indrelid = :oid AND indisvalid AND indpred IS NULL
 """
 
 _FOREIGN_KEYS = """

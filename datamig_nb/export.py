@@ -1,21 +1,26 @@
-"""Write the rehearsed bytes into the user's Alembic project, and verify them later."""
+"""Write the rehearsed bytes into the user's Alembic project."""
 
 from __future__ import annotations
 
-import ast
 import contextlib
+import dataclasses
 import io
+import json
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from alembic.util.exc import CommandError
 
 from datamig_nb.display import Shown
-from datamig_nb.errors import AlembicProjectError, ExportRefusedError, NotVettedError
+from datamig_nb.errors import AlembicProjectError, ExportRefusedError
+from datamig_nb.pages import page
 from datamig_nb.project import Project
-from datamig_nb.rehearse import Rehearsal
-from datamig_nb.render import EVIDENCE_MARK, Revision, digest
+from datamig_nb.rehearsal import Rehearsal
+from datamig_nb.render import Revision
+from datamig_nb.vetted import vetted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,21 +30,32 @@ class Export(Shown):
     revision: Revision
     #: Where the file lies.
     path: Path
+    #: Where the evidence lies in full, for machines and for people.
+    evidence: tuple[Path, ...] = ()
 
     def __repr__(self) -> str:
         return f"Export: {self.path.name}, ready for 'alembic upgrade {self.revision.id}'"
 
 
-def export(rehearsal: Rehearsal | Revision, *, alembic: str | Path | None = None) -> Export:
+def export(
+    rehearsal: Rehearsal | Revision,
+    *,
+    alembic: str | Path | None = None,
+    evidence: str | Path | None = None,
+) -> Export:
     """Write the rehearsed revision into the Alembic project that it was rendered for.
 
-    The project's settings are obeyed: where versions lie, how files are named.  The evidence is
-    added as comment lines below the docstring; every other byte is what was rehearsed.
+    The project's settings are obeyed: where versions lie, how files are named.  The evidence in
+    short is added as comment lines below the docstring; every other byte is what was rehearsed.
+    In full it lies in two more files of the same name, ``.json`` and ``.html``, which Alembic does
+    not look at.
 
     Parameters
     ----------
     alembic
         Path of the project's ``alembic.ini``, where the revision was rendered without one.
+    evidence
+        Directory for the two files of evidence; beside the revision where left out.
 
     Raises
     ------
@@ -77,50 +93,45 @@ def export(rehearsal: Rehearsal | Revision, *, alembic: str | Path | None = None
     text = with_evidence(rehearsal)
     path = _placed(project, revision)
     _write(path, text)
-    return Export(revision=revision, path=path)
+    beside = path.parent if evidence is None else Path(evidence)
+    beside.mkdir(parents=True, exist_ok=True)
+    files = beside / f"{path.stem}.json", beside / f"{path.stem}.html"
+    facts = json.dumps(_facts(rehearsal), indent=1, ensure_ascii=False)
+    for file, content in zip(files, (f"{facts}\n", page(rehearsal)), strict=True):
+        file.write_text(content, encoding="utf-8")
+    return Export(revision=revision, path=path, evidence=files)
 
 
 def with_evidence(rehearsal: Rehearsal) -> str:
     """The revision's text with lines of evidence below its docstring."""
-    text = rehearsal.revision.text
     stages = ", ".join(stage.name for stage in rehearsal.stages)
     evidence = (
         f"rehearsed on PostgreSQL {rehearsal.server_version} with {rehearsal.rows:,} rows",
         f"passed {stages}",
         f"the way back is {rehearsal.verdict}",
-        f"sha256 {digest(text)}",
     )
-    # A post-write hook may have moved the end of the docstring; Python knows where it is.
-    place = ast.parse(text).body[0].end_lineno
-    lines = text.split("\n")
-    return "\n".join([*lines[:place], *(EVIDENCE_MARK + line for line in evidence), *lines[place:]])
+    return vetted(rehearsal.revision.text, evidence)
 
 
-def verify(path: str | Path) -> None:
-    """Hold a vetted file against its own digest.
-
-    Raises
-    ------
-    NotVettedError
-        If the file carries no evidence, or was edited after it was vetted.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")  # line ends of any kind are read as \n
-    except (OSError, UnicodeDecodeError) as error:
-        raise NotVettedError(
-            f"{Path(path).name} cannot be read: {error}", "give the path of an exported revision"
-        ) from error
-    mark = f"{EVIDENCE_MARK}sha256 "
-    digests = [line.removeprefix(mark) for line in text.splitlines() if line.startswith(mark)]
-    if len(digests) != 1:
-        raise NotVettedError(
-            f"{Path(path).name} carries no digest", "rehearse its migration and export it again"
-        )
-    if digests[0] != digest(text):
-        raise NotVettedError(
-            f"{Path(path).name} was edited after it was vetted",
-            "change the migration instead, rehearse and export it again",
-        )
+def _facts(value: object) -> Any:
+    """A value as JSON holds it: its fields; of a revision, what tells it from others."""
+    match value:
+        case Revision():
+            named = ("id", "down_revision", "digest")
+            return {"title": value.migration.name, **{n: getattr(value, n) for n in named}}
+        case Mapping():
+            return {
+                str(key): _facts(item)
+                for key, item in cast("Mapping[object, object]", value).items()
+            }
+        case tuple() | list():
+            return [_facts(item) for item in cast("Sequence[object]", value)]
+        case None | bool() | int() | float() | str():
+            return value
+        case _ if dataclasses.is_dataclass(value):
+            return {f.name: _facts(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        case _:
+            return str(value)
 
 
 def _require_head(project: Project, revision: Revision) -> None:

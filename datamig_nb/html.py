@@ -7,19 +7,16 @@ and how much of it: no output is longer than MAX_BYTES.
 from __future__ import annotations
 
 import re
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, NamedTuple
-
-from mako.lookup import TemplateLookup  # pyright: ignore[reportMissingTypeStubs]
+from typing import NamedTuple
 
 from datamig_nb import display
 from datamig_nb.checks import QueryCheck, RowCheck
 from datamig_nb.export import Export
 from datamig_nb.migration import Migration, Step, describe
+from datamig_nb.pages import templates
 from datamig_nb.preview import BackfillPreview, Preview
 from datamig_nb.profile import TableProfile
-from datamig_nb.rehearse import Rehearsal
+from datamig_nb.rehearsal import Rehearsal
 from datamig_nb.render import Revision
 from datamig_nb.set_aside import SetAside
 from datamig_nb.steps import Backfill, KeepInStep
@@ -29,33 +26,6 @@ from datamig_nb.watch import Runs
 
 #: Longest HTML of a value, in bytes: notebooks are committed with their outputs.
 MAX_BYTES = 60_000
-
-_templates: Any = TemplateLookup(
-    [str(files("datamig_nb") / "templates")], default_filters=["h"], strict_undefined=True
-)
-
-
-def page(*values: object) -> str:
-    """A whole HTML document that shows values as a notebook does, light or dark as the reader.
-
-    Raises
-    ------
-    TypeError
-        If no renderer is registered for the class of one of them.
-    """
-    bodies: list[str] = []
-    for value in values:
-        body = display.to_html(value)
-        if body is None:
-            raise TypeError(f"{type(value).__name__} has no HTML")
-        bodies.append(body)
-    title = ", ".join(dict.fromkeys(type(value).__name__ for value in values))
-    return _templates.get_template("page.mako").render(title=title, body="\n".join(bodies))
-
-
-def save_html(path: str | Path, *values: object) -> None:
-    """Write the values to a file as one HTML page, for those who have no notebook."""
-    Path(path).write_text(page(*values), encoding="utf-8")
 
 
 # ---------------------------------------------------------------- how much is shown
@@ -87,7 +57,7 @@ _SIZES = (
 def _html(template: str, **values: object) -> str:
     html = ""
     for size in _SIZES:
-        html = _templates.get_template(template).render(
+        html = templates.get_template(template).render(
             size=size, pieces=pieces, counted=display.counted, lasting=display.lasting, **values
         )
         if len(html.encode()) <= MAX_BYTES:

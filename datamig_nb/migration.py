@@ -7,6 +7,7 @@ checks those of :mod:`datamig_nb.checks`.  Nothing here touches a database.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -14,6 +15,7 @@ import sqlalchemy as sa
 from alembic.operations import ops
 
 from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
+from datamig_nb.compound import ChangeType, CreateTableAs, MergeRows, Swap
 from datamig_nb.display import Shown
 from datamig_nb.errors import MigrationError
 from datamig_nb.expressions import listed
@@ -50,15 +52,22 @@ SchemaStep: TypeAlias = (
     | ops.CreateCheckConstraintOp
     | ops.DropConstraintOp
 )
-Step: TypeAlias = SchemaStep | CreateEnum | DataStep | Transform | RowCheck | QueryCheck | Unchanged
+#: Steps that need the catalog to say which steps carry them out, and what these need beside.
+Compound: TypeAlias = ChangeType | MergeRows | CreateTableAs | Swap
+Step: TypeAlias = (
+    SchemaStep | CreateEnum | DataStep | Transform | Compound | RowCheck | QueryCheck | Unchanged
+)
+#: A step, or several that belong together, as functions that choose steps return them.
+Steps: TypeAlias = "Step | Sequence[Steps]"
 
 
 @dataclass(frozen=True, init=False, repr=False)
 class Migration(Shown):
     """A name and the steps that carry it out, in order.
 
-    Printing one lists its steps.  ``migration.replace(number, step)`` gives a copy with another
-    step at that place, counted from 1 as printed.
+    A step may be a sequence of steps, as functions give that choose several; they are taken in
+    order.  Printing a migration lists all steps.  ``migration.replace(number, step)`` gives a copy
+    with another step at that place, counted from 1 as printed.
 
     Raises
     ------
@@ -71,17 +80,18 @@ class Migration(Shown):
     #: Steps in the order in which the upgrade takes them.
     steps: tuple[Step, ...] = field(default=())
 
-    def __init__(self, name: str, *steps: Step) -> None:
+    def __init__(self, name: str, *steps: Steps) -> None:
+        flat = tuple(_flat(steps))
         if not name.strip():
             raise MigrationError("the migration has no name", "say in a few words what it does")
-        if not steps:
+        if not flat:
             raise MigrationError(f"migration {name!r} has no steps", "give it at least one step")
-        for step in steps:
+        for step in flat:
             _require_step(step)
         object.__setattr__(self, "name", " ".join(name.split()))
-        object.__setattr__(self, "steps", steps)
+        object.__setattr__(self, "steps", flat)
 
-    def replace(self, number: int, step: Step) -> Migration:
+    def replace(self, number: int, step: Steps) -> Migration:
         """A copy with ``step`` in the place of step ``number`` (from 1)."""
         if not 1 <= number <= len(self.steps):
             raise MigrationError(
@@ -108,6 +118,14 @@ class Migration(Shown):
     def __repr__(self) -> str:
         lines = (f"  {number}. {describe(step)}" for number, step in enumerate(self.steps, 1))
         return "\n".join((f"Migration: {self.name}", *lines))
+
+
+def _flat(steps: Sequence[Steps]) -> Iterator[Step]:
+    for step in steps:
+        if isinstance(step, list | tuple):
+            yield from _flat(step)
+        else:
+            yield step  # pyright: ignore[reportReturnType]
 
 
 def _require_step(step: Step) -> None:
@@ -169,7 +187,9 @@ def describe(step: Step) -> str:
 def _describe_change(step: ops.AlterColumnOp) -> str:
     column = f"{step.column_name} of {step_table(step)}"
     changes: list[str] = []
-    if step.modify_server_default is None:
+    if isinstance(step.existing_server_default, sa.Identity):
+        changes.append(f"let {column} be no identity any more")
+    elif step.modify_server_default is None:
         changes.append(f"drop the default of {column}")
     elif step.modify_server_default is not False:
         changes.append(f"change the default of {column}")

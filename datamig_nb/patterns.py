@@ -11,15 +11,13 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from datamig_nb import expr
 from datamig_nb.checks import allowed_values, no_nulls, rows_check
 from datamig_nb.errors import MigrationError
 from datamig_nb.migration import Migration, Step
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.operations import add_column, alter_column, create_check_constraint, create_enum
 from datamig_nb.steps import backfill, keep_in_step
-
-# Spaces that people type and paste: PostgreSQL's \s knows the no-break ones in some locales only.
-_SPACE = r"[\s\u00a0\u2007\u202f]"
 
 
 def map_values(
@@ -130,7 +128,7 @@ def split_column(
     first, last = into
     if first == last:
         raise MigrationError(f"both parts would go into {first!r}", "give into= two names")
-    parts = _name_parts(quote(column))
+    parts = expr.name_parts(quote(column))
     wanted: sa.types.TypeEngine[Any] = type if type is not None else sa.Text()
     steps: list[Step] = [
         add_column(name.name, sa.Column(first, wanted), schema=name.schema),
@@ -140,13 +138,13 @@ def split_column(
         rows_check(
             f"{first} and {last} hold every letter of {column}",
             table,
-            f"regexp_replace(concat({quote(first)}, {quote(last)}), '{_SPACE}', '', 'g')"
-            f"\n<> regexp_replace({quote(column)}, '{_SPACE}', '', 'g')",
+            f"regexp_replace(concat({quote(first)}, {quote(last)}), '[{expr.SPACES}]', '', 'g')"
+            f"\n<> regexp_replace({quote(column)}, '[{expr.SPACES}]', '', 'g')",
         ),
         rows_check(
             f"every name has a {first}",
             table,
-            f"{quote(first)} IS NULL AND {quote(column)} ~ '{_SPACE.replace('[', '[^')}'",
+            f"{quote(first)} IS NULL AND {quote(column)} ~ '[^{expr.SPACES}]'",
         ),
     ]
     if not nullable:
@@ -267,17 +265,3 @@ def _type(kind: str, targets: Sequence[str], enum: TableName) -> sa.types.TypeEn
     if kind == "varchar":
         return sa.String()
     return postgresql.ENUM(*targets, name=enum.name, schema=enum.schema, create_type=False)
-
-
-# ---------------------------------------------------------------- split_column
-
-
-def _name_parts(column: str) -> tuple[str, str]:
-    """SQL for the first and the last name; see :func:`split_column` for the rules."""
-    clean = f"btrim(regexp_replace({column}, '{_SPACE}+', ' ', 'g'))"
-    # The first word, initials behind it, a nickname in quotes; then the end or a space.
-    first = r"^\S+(?: [[:alpha:]]\.| ''[^'']+'')*(?= |$)"
-    return (
-        f"substring(\n    {clean}\n    FROM '{first}'\n)",
-        f"nullif(btrim(regexp_replace(\n    {clean},\n    '{first}', ''\n)), '')",
-    )

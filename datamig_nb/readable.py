@@ -6,12 +6,15 @@ and arrays that do not count from 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import psycopg
 import sqlalchemy as sa
 
 from datamig_nb.checks import RowCheck
+from datamig_nb.inlined_values import Kind
+from datamig_nb.names import TableName
 from datamig_nb.transforms import Transform
 
 # Type -> SQL condition of the values {} that Python cannot hold.
@@ -25,27 +28,34 @@ _UNREADABLE = {
     "jsonb": "jsonb_typeof({}) = 'null'",
 }
 
-# A type behind its domain, that of the elements where it is an array, and whether it is one.
-_KIND = """
-SELECT coalesce(base.typname, element.typname, pg_type.typname), element.oid IS NOT NULL
-  FROM pg_type LEFT JOIN pg_type AS element
+# A type by its number: its name, that behind its domain or of its elements, whether it is an array.
+_KINDS = """
+SELECT format_type(pg_type.oid, NULL),
+       coalesce(base.typname, element.typname, pg_type.typname)::text,
+       element.oid IS NOT NULL
+  FROM unnest(%s::oid[]) WITH ORDINALITY AS asked (id, place)
+  JOIN pg_type ON pg_type.oid = asked.id LEFT JOIN pg_type AS element
     ON pg_type.typcategory = 'A' AND element.oid = pg_type.typelem
   LEFT JOIN pg_type AS base ON element.typtype = 'd' AND base.oid = element.typbasetype
- WHERE pg_type.oid = %s
+ ORDER BY place
 """
+
+
+def kinds(connection: sa.Connection, table: TableName, expressions: Sequence[str]) -> list[Kind]:
+    """The types of expressions over the rows of a table."""
+    raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    with raw.cursor() as cursor:
+        cursor.execute(f"SELECT {', '.join(expressions)} FROM {table.sql} LIMIT 0".encode())
+        cursor.execute(_KINDS, [[column.type_code for column in cursor.description or ()]])
+        return [Kind(*row) for row in cursor]
 
 
 def readable_checks(
     connection: sa.Connection, step: Transform, expression: str
 ) -> tuple[RowCheck, ...]:
     """The check that Python can hold what a transform reads; none where it can hold any value."""
-    raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
-    with raw.cursor() as cursor:
-        cursor.execute(f"SELECT {expression} FROM {step.table.sql} LIMIT 0".encode())
-        column = (cursor.description or [])[0]
-        cursor.execute(_KIND, [column.type_code])
-        ((base, is_array),) = cursor.fetchall()
-    condition = _unreadable(expression, base, is_array=is_array)
+    (kind,) = kinds(connection, step.table, [expression])
+    condition = _unreadable(expression, kind.base, is_array=kind.is_array)
     if condition is None:
         return ()
     if step.where is not None:

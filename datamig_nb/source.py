@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from datamig_nb import inlined, inlined_rows, inlined_transform, inlined_values
+from datamig_nb import inlined, inlined_jobs, inlined_rows, inlined_transform, inlined_values
 
 WIDTH = 100
 
@@ -19,7 +19,7 @@ WIDTH = 100
 _OWN = {"revision"}
 
 #: Modules whose functions are copied, in the order in which a reader meets them.
-INLINED = (inlined, inlined_transform, inlined_rows, inlined_values)
+INLINED = (inlined, inlined_jobs, inlined_transform, inlined_rows, inlined_values)
 
 
 def call(code: str, indent: int, before: int = 0) -> str:

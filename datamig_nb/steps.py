@@ -32,6 +32,8 @@ class Walk:
     hold_on: tuple[Signal, ...] = ()
     #: Connections that share a woven walk.
     connections: int = 1
+    #: Name of the job that workers do; None: the revision does it itself.
+    job: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,8 @@ class Backfill:
     def __str__(self) -> str:
         rows = "every row" if self.where is None else f"rows where {self.where}"
         source = "" if self.using is None else f" from {self.using}"
-        return f"fill {listed(self.assign)} of {self.table}{source}, {rows}, in batches"
+        who = "in batches" if self.walk.job is None else "left to workers as a job"
+        return f"fill {listed(self.assign)} of {self.table}{source}, {rows}, {who}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +100,8 @@ class DeleteRows:
     #: Whether the rows are kept in the schema ``datamig``, so that a downgrade brings them back.
     keep: bool = True
     #: Table whose rows go first, if they refer to one that goes -> the columns that refer to it;
-    #: () for those of its foreign keys.
-    dependants: Mapping[TableName, tuple[str, ...]] = field(
+    #: () for those of its foreign keys.  "all": whatever foreign keys lead to, over any levels.
+    dependants: Mapping[TableName, tuple[str, ...]] | Literal["all"] = field(
         default_factory=dict[TableName, tuple[str, ...]]
     )
     walk: Walk = field(default_factory=Walk)
@@ -110,9 +113,9 @@ class DeleteRows:
 
     def __str__(self) -> str:
         kept = "kept for the way back" if self.keep else "not kept"
-        first = (
-            f"those of {listed([*map(str, self.dependants)])} first, " if self.dependants else ""
-        )
+        tables = listed([*map(str, self.dependants)]) if self.dependants else ""
+        tables = "all tables that refer to them" if self.dependants == "all" else tables
+        first = f"those of {tables} first, " if tables else ""
         return f"delete rows of {self.table} where {self.where}, {first}in batches, {kept}"
 
 
@@ -162,7 +165,7 @@ DataStep = Backfill | InsertRows | DeleteRows | BackUp | KeepInStep | Sql
 
 
 def backfill(
-    table: str,
+    table: str | TableName,
     assign: Mapping[str, Expression],
     *,
     where: Expression | None = None,
@@ -225,7 +228,7 @@ def backfill(
 
 
 def insert_rows(
-    table: str,
+    table: str | TableName,
     select: str,
     *,
     key: str | Sequence[str],
@@ -269,11 +272,11 @@ def insert_rows(
 
 
 def delete_rows(
-    table: str,
+    table: str | TableName,
     where: Expression,
     *,
     keep: bool = True,
-    dependants: Mapping[str, str | Sequence[str]] | tuple[str, ...] = (),
+    dependants: Mapping[str, str | Sequence[str]] | tuple[str, ...] | Literal["all"] = (),
     rest: float = 0.0,
     hold_on: Collection[Signal] = (),
 ) -> DeleteRows:
@@ -288,14 +291,16 @@ def delete_rows(
         Tables whose rows are removed, and kept, before those that they refer to, each table in its
         own walk: ``("shop.line",)`` goes by the table's foreign keys,
         ``{"shop.line": "order_id"}`` by columns.  What refers to these in turn is removed by a
-        step of its own before.
+        step of its own before.  ``"all"`` follows foreign keys over any number of levels.
     """
     given = dict.fromkeys(dependants, ()) if isinstance(dependants, tuple) else dependants
     return DeleteRows(
         table=TableName.parse(table),
         where=expression_text(where),
         keep=keep,
-        dependants={
+        dependants=given
+        if isinstance(given, str)
+        else {
             TableName.parse(child): (columns,) if isinstance(columns, str) else tuple(columns)
             for child, columns in given.items()
         },
@@ -303,7 +308,7 @@ def delete_rows(
     )
 
 
-def back_up(table: str, *columns: str) -> BackUp:
+def back_up(table: str | TableName, *columns: str) -> BackUp:
     """Keep old and new values of columns, written by the statement that changes them.
 
     Only rows that change are kept.  The downgrade restores a value where it is still the one that
@@ -313,7 +318,7 @@ def back_up(table: str, *columns: str) -> BackUp:
     return BackUp(table=TableName.parse(table), columns=columns)
 
 
-def keep_in_step(table: str, assign: Mapping[str, Expression]) -> KeepInStep:
+def keep_in_step(table: str | TableName, assign: Mapping[str, Expression]) -> KeepInStep:
     """Give rows that are written from now on their values by a trigger.
 
     An INSERT that leaves all the columns NULL gets them computed; so does an UPDATE of a column

@@ -20,6 +20,8 @@ from datamig_nb.transforms import Transform
 
 Tables = Mapping[TableName, Table]
 
+_WRITERS = Backfill | InsertRows | DeleteRows
+
 
 # ---------------------------------------------------------------- refused
 
@@ -43,10 +45,9 @@ def require(migration: Migration, tables: Tables) -> None:
         if isinstance(step, InsertRows):
             _require_key(tables[step.table])
         if isinstance(step, DeleteRows):
-            parts = deletions(step, tables)
+            parts, earlier = deletions(step, tables), taken_apart(migration.steps[:number], tables)
             for place, part in enumerate(parts):
-                earlier = (*migration.steps[:number], *parts[:place])
-                _require_no_silent_change(part, tables, earlier)
+                _require_no_silent_change(part, tables, (*earlier, *parts[:place]))
 
 
 def _require_table(table: Table) -> None:
@@ -105,7 +106,7 @@ def _is_prepared(reference: Reference, earlier: Sequence[Step]) -> bool:
         match step:
             case Sql():  # it may; the rows are looked at when it is done
                 return True
-            case DeleteRows() if any(map(reference.is_of, (step.table, *step.dependants))):
+            case DeleteRows() if reference.is_of(step.table):
                 return True
             case Backfill(table=table) if reference.is_of(table):
                 if set(reference.columns) & set(step.assign):
@@ -118,14 +119,23 @@ def _is_prepared(reference: Reference, earlier: Sequence[Step]) -> bool:
 # ---------------------------------------------------------------- children first
 
 
+def taken_apart(steps: Iterable[Step], tables: Tables) -> list[Step]:
+    """The steps, with each delete as its walks over one table each."""
+    parts = (deletions(s, tables) if isinstance(s, DeleteRows) else (s,) for s in steps)
+    return [part for each in parts for part in each]
+
+
 def deletions(step: DeleteRows, tables: Tables) -> tuple[DeleteRows, ...]:
     """The step as walks over one table each: those of its dependants first.
 
     Raises
     ------
     MigrationError
-        If a dependant has no foreign key to the table, or not as many columns as its key.
+        If a dependant has no foreign key to the table, or not as many columns as its key; or if
+        tables refer to each other in a circle.
     """
+    if step.dependants == "all":
+        return _deletions_of_all(step, tables)
     children = tuple(
         DeleteRows(
             table=table,
@@ -140,7 +150,49 @@ def deletions(step: DeleteRows, tables: Tables) -> tuple[DeleteRows, ...]:
     return (*children, replace(step, dependants={}))
 
 
+def _deletions_of_all(step: DeleteRows, tables: Tables) -> tuple[DeleteRows, ...]:
+    order = _parents_first(step.table, tables, ())
+    parts = {step.table: replace(step, dependants={})}
+    for table in order[1:]:
+        conditions = [
+            kept.children(parts[parent], each)
+            for parent in order
+            for each in followed(parent, tables)
+            if each.name_of_child == table
+        ]
+        where = "\n OR ".join(conditions)
+        parts[table] = replace(parts[step.table], table=table, where=where)
+    return tuple(parts[table] for table in reversed(order))
+
+
+def followed(table: TableName, tables: Tables) -> list[Reference]:
+    """Foreign keys of other tables whose rows go with those that they refer to."""
+    return [
+        each
+        for each in tables[table].referenced_by
+        if each.on_delete in (None, "CASCADE") and not each.is_of(table)
+    ]
+
+
+def _parents_first(
+    table: TableName, tables: Tables, above: tuple[TableName, ...]
+) -> list[TableName]:
+    """The tables that foreign keys lead to from one, each behind those that it refers to."""
+    if table in above:
+        raise MigrationError(
+            f"{' and '.join(map(str, above[above.index(table) :]))} refer to each other in a"
+            " circle, so that neither's rows can go first",
+            "set the columns to NULL by a backfill() before, and name the tables in dependants=",
+        )
+    order: list[TableName] = []
+    for each in followed(table, tables):
+        below = _parents_first(each.name_of_child, tables, (*above, table))
+        order = [*(known for known in order if known not in below), *below]
+    return [table, *order]
+
+
 def _references(step: DeleteRows, child: TableName, tables: Tables) -> list[Reference]:
+    assert step.dependants != "all"
     parent, columns = tables[step.table], step.dependants[child]
     known = [reference for reference in parent.referenced_by if reference.is_of(child)]
     if not columns and known:
@@ -165,6 +217,17 @@ def _references(step: DeleteRows, child: TableName, tables: Tables) -> list[Refe
             parent_columns=parent.key,
             on_delete=None,
         )
+    ]
+
+
+def unindexed(parts: Iterable[DeleteRows], tables: Tables) -> list[Reference]:
+    """Foreign keys to rows that go, where each would be looked for by reading a whole table."""
+    return [
+        each
+        for part in parts
+        for each in tables[part.table].referenced_by
+        if (child := tables.get(each.name_of_child)) and not child.partitioned
+        if each.columns[0] not in child.sought
     ]
 
 
@@ -204,15 +267,14 @@ def _no_children(step: DeleteRows, reference: Reference, tables: Tables) -> Quer
     )
 
 
-def session_checks(migration: Migration, major: int) -> tuple[QueryCheck, ...]:
+def session_checks(migration: Migration, tables: Tables, major: int) -> tuple[QueryCheck, ...]:
     """What must hold of the session before any batch."""
     made = {step_table(s) for s in migration.steps if isinstance(s, ops.CreateTableOp)}
     walked = dict.fromkeys(
-        table
-        for step in migration.steps
+        step.table
+        for step in taken_apart(migration.steps, tables)
         if isinstance(step, Backfill | InsertRows | DeleteRows | Transform)
-        for table in (step.table, *(step.dependants if isinstance(step, DeleteRows) else ()))
-        if table not in made
+        if step.table not in made
     )
     found: list[QueryCheck] = []
     if walked:
@@ -260,12 +322,11 @@ def depends(step: Step, earlier: Iterable[Step], tables: Tables) -> bool:
     """Whether what a step asks of the rows can be asked only when earlier steps are done."""
     if not isinstance(step, Backfill | InsertRows | DeleteRows):
         return False
-    for other in earlier:
+    for other in taken_apart(earlier, tables):
         if disturbs(other, step):
             return True
-        if isinstance(step, DeleteRows) and isinstance(other, Backfill | InsertRows | DeleteRows):
-            children = (other.table, *(other.dependants if isinstance(other, DeleteRows) else ()))
-            references = tables[step.table].referenced_by
-            if any(reference.is_of(child) for reference in references for child in children):
-                return True
+        if not isinstance(step, DeleteRows) or not isinstance(other, _WRITERS):
+            continue
+        if any(each.is_of(other.table) for each in tables[step.table].referenced_by):
+            return True
     return False

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from datamig_nb.errors import MigrationError
-from datamig_nb.expressions import Expression, expression_text, listed
+from datamig_nb.expressions import Expression, expression_text, expressions, listed
 from datamig_nb.functions import RowFunction, capture
 from datamig_nb.names import TableName, quote
 
@@ -38,6 +38,8 @@ class Transform:
     vectorized: bool = False
     #: Rows that may be set aside in datamig.quarantine; None: the first that fails stops it.
     quarantine_rows: int | None = None
+    #: Column -> SQL expression that should give the same; preview compares both.
+    twin: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -68,6 +70,7 @@ def transform(
     vectorized: bool = False,
     on_error: Literal["stop", "quarantine"] = "stop",
     quarantine_limit: int = 100,
+    twin: Mapping[str, Expression] | None = None,
 ) -> Transform:
     """Give columns what a Python function makes of others, for logic that SQL cannot say.
 
@@ -108,6 +111,10 @@ def transform(
     on_error
         ``"quarantine"`` sets rows that fail aside in ``datamig.quarantine``, up to
         ``quarantine_limit``; else the first stops the upgrade, which names it.
+    twin
+        Column of ``writes`` -> SQL expression that should give the same.  It is no part of the
+        revision: :func:`preview` evaluates both for all distinct values and shows where they
+        differ, so that work can move into the database with proof.
 
     Raises
     ------
@@ -134,6 +141,12 @@ def transform(
         raise MigrationError(
             "a vectorized function needs pandas where Alembic runs", 'say requires=("pandas",)'
         )
+    twins: Mapping[str, str] = {} if twin is None else expressions("twin of transform", twin)
+    if unknown := [column for column in twins if column not in columns]:
+        raise MigrationError(
+            f"transform() writes no {listed(unknown)}, which has a twin",
+            f"give one for {listed(columns)}",
+        )
     return Transform(
         table=TableName.parse(table),
         function=capture(function, tuple(named), packages),
@@ -146,6 +159,7 @@ def transform(
         processes=processes,
         vectorized=vectorized,
         quarantine_rows=quarantine_limit if on_error == "quarantine" else None,
+        twin=twins,
     )
 
 

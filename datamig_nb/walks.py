@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from datamig_nb import statements, targets
+from datamig_nb import ddl, statements, targets
 from datamig_nb.catalog import Catalog
 from datamig_nb.checks import Check
+from datamig_nb.compound import Swap
 from datamig_nb.migration import Migration, Step
 from datamig_nb.names import TableName, quote
 from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Walk
@@ -54,9 +56,21 @@ def reads_what_it_sets(step: Backfill, catalog: Catalog) -> bool:
 
     What ``where`` reads does not matter: a row that meets it no longer is left alone.
     """
-    texts = (*step.assign.values(), step.using or "", step.on or "")
+    given = (_given_where_null(*pair) for pair in step.assign.items())
+    texts = (*given, step.using or "", step.on or "")
     row = catalog.row(step.table) if step.using is None else ""
     return bool(statements.columns_read("\n".join(texts), step.assign, row))
+
+
+def _given_where_null(column: str, text: str) -> str:
+    """Of ``coalesce(column, rest)`` the rest: a value that is there stays, however often asked."""
+    head = f"coalesce({quote(column)}, "
+    rest, depth = text[len(head) : -1], 0
+    for mark in re.findall(r"[()]", ddl.bare(rest)):
+        depth += 1 if mark == "(" else -1
+        if depth < 0:
+            return text
+    return rest if text.startswith(head) and text.endswith(")") and not depth else text
 
 
 def later_walks(step: Backfill | DeleteRows, migration: Migration) -> list[WalkedStep]:
@@ -114,6 +128,8 @@ def columns_held(table: TableName, migration: Migration, catalog: Catalog) -> li
         is_moved = statements.columns_read("\n".join(step.texts), written, catalog.row(table))
         if is_moved or step.using is not None or is_volatile(step, catalog):
             loose |= {*step.assign}
+    swaps = [step for step in migration.steps if isinstance(step, Swap)]
+    loose |= {each.new for swap in swaps for each in swap.columns if each.table == table}
     filled = dict.fromkeys(column for step in steps for column in step.assign)
     return [c for c in filled if c in catalog.added.get(table, {}) and c not in loose]
 

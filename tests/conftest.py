@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from datamig_nb.database import Database, connect
+from datamig_nb.samples import load_guide
 from datamig_nb.server import stop_server
 from tests.alembic_project import AlembicProject, make_project
 from tests.items import MAKE_ITEMS
-from tests.scratch import query
+from tests.scratch import query, scratch_database, session
 
 _numbers = itertools.count(1)
 
@@ -72,6 +73,22 @@ def database(make_database: Callable[[str], Database]) -> Database:
 def sample_database(make_database: Callable[[str], Database]) -> Database:
     """A fresh copy of the samples: schemas players, flights and guide."""
     return make_database("samples")
+
+
+@pytest.fixture(scope="session")
+def guide_template(samples: Database) -> Iterator[str]:
+    """Name of a database with the guide's tables, a thousand users in them: only to be copied."""
+    with scratch_database(samples) as made:
+        with session(made) as connection:
+            load_guide(connection, 1_000)
+        assert made.url.database is not None
+        yield made.url.database
+
+
+@pytest.fixture
+def guide(make_database: Callable[[str], Database], guide_template: str) -> Database:
+    """A fresh copy of the guide's tables, a thousand users in them."""
+    return make_database(guide_template)
 
 
 @pytest.fixture

@@ -131,3 +131,7 @@ alias = two_arguments
 
 def calls_alias(a: str) -> str:
     return alias(a, a)
+
+
+def tidy(text: str | None) -> str | None:
+    return None if text is None else " ".join(text.split()).lower()

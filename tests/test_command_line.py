@@ -9,7 +9,7 @@ import pytest
 from datamig_nb import inlined
 from datamig_nb.__main__ import main
 from datamig_nb.database import Database
-from datamig_nb.render import EVIDENCE_MARK, digest
+from datamig_nb.vetted import vetted as with_evidence
 from tests.scratch import query
 
 BODY = '"""Title.\n\nRevision ID: 0123456789ab\n"""\n\nrevision = "0123456789ab"\n'
@@ -18,9 +18,7 @@ BODY = '"""Title.\n\nRevision ID: 0123456789ab\n"""\n\nrevision = "0123456789ab"
 @pytest.fixture
 def vetted(tmp_path: Path) -> Path:
     path = tmp_path / "0123456789ab_title.py"
-    start, end = BODY.split("\n\nrevision")
-    evidence = f"{EVIDENCE_MARK}sha256 {digest(BODY)}\n"
-    path.write_text(f"{start}\n{evidence}\nrevision{end}", encoding="utf-8")
+    path.write_text(with_evidence(BODY, ["by this test"]), encoding="utf-8")
     return path
 
 
@@ -42,8 +40,8 @@ def test_verify_fails_on_an_edited_file_and_says_what_to_do(
 
     assert code == 1
     assert capsys.readouterr().err == (
-        f"{vetted}: {vetted.name} was edited after it was vetted; change the migration instead,"
-        " rehearse and export it again\n"
+        f"{vetted}: {vetted.name} was edited after it was vetted: the head (lines 1-9); change the"
+        " migration instead, rehearse and export it again\n"
     )
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
 
-from datamig_nb.clone import cloned, take_snapshot
+from datamig_nb.clone import cloned
 from datamig_nb.database import Column, Database, ForeignKey, connect, run
 from datamig_nb.errors import (
     ConnectionFailedError,
@@ -26,6 +26,7 @@ from datamig_nb.errors import (
 )
 from datamig_nb.names import TableName
 from datamig_nb.server import ensure_server
+from datamig_nb.snapshot import take_snapshot
 from tests.scratch import query, session
 from tests.second_server import running
 

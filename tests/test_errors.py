@@ -24,6 +24,7 @@ from datamig_nb.errors import (
     MissingKeyError,
     PermissionDeniedError,
     QueryError,
+    RehearsalError,
     UnknownColumnError,
     UnknownTableError,
 )
@@ -230,12 +231,13 @@ CASES: tuple[Case, ...] = (
         True,
     ),
     (
-        "rehearse, no database may be made",
+        "rehearse, not all may be read",
         rehearsed_by("clerk"),
-        PermissionDeniedError,
-        "role 'clerk' may not create a database for the clone; grant it CREATEDB"
-        " (ALTER ROLE … CREATEDB), or rehearse on a server of your own",
-        True,
+        RehearsalError,
+        "the clone could not be made with pg_dump and pg_restore: pg_dump: error: *permission"
+        ' denied for *; give the role the right to read all of it, or rehearse on="sample", which'
+        " takes what it may read",
+        False,
     ),
     (
         "render, no key",

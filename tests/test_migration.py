@@ -58,6 +58,8 @@ def test_migration_holds_its_name_and_steps() -> None:
     assert INITIALS.backfills == (STEPS[2],)
     assert INITIALS.checks == (STEPS[3],)
     assert added_columns(INITIALS) == {PLAYER: {"initial": INITIAL}}
+    nested = Migration("initials of players", STEPS[0], [STEPS[1:3], (), STEPS[3]], *STEPS[4:])
+    assert nested == INITIALS
 
 
 def test_steps_hold_what_they_were_given() -> None:

@@ -16,7 +16,8 @@ from datamig_nb.errors import QueryError
 from datamig_nb.migration import Migration, Step
 from datamig_nb.operations import add_column, alter_column, create_check_constraint, create_enum
 from datamig_nb.patterns import map_values, split_column
-from datamig_nb.preview import MAP_ROWS, Hazard, MapRow, Preview, preview
+from datamig_nb.preview import MAP_ROWS, MapRow, Preview, preview
+from datamig_nb.preview_hazards import Hazard
 from datamig_nb.steps import backfill
 from datamig_nb.validate import KEYS_SHOWN
 from tests.scratch import query

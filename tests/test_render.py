@@ -41,7 +41,7 @@ from datamig_nb.names import literal
 from datamig_nb.operations import add_column, alter_column, create_check_constraint, create_enum
 from datamig_nb.patterns import map_values, split_column
 from datamig_nb.project import Project, create_project
-from datamig_nb.render import EVIDENCE_MARK, digest, render
+from datamig_nb.render import render
 from datamig_nb.steps import backfill, keep_in_step
 
 ROOT = Path(__file__).parent.parent
@@ -347,16 +347,6 @@ def test_story_is_all_between_the_settings_and_the_machinery(samples: Database) 
     assert revision.story.endswith(' ORDER BY id\n"""')
     assert "def own_commits" not in revision.story
     assert revision.story in revision.text
-
-
-def test_digest_changes_with_every_line_but_those_of_evidence(samples: Database) -> None:
-    revision = render(samples, filling(a="upper(full_name)"))
-    start, end = revision.text.split("\n", 1)
-
-    assert revision.digest == digest(revision.text)
-    assert digest(f"{start}\n{EVIDENCE_MARK}by me\n{end}") == revision.digest
-    assert digest(revision.text.replace("upper", "lower", 1)) != revision.digest
-    assert digest(f"{start}\n # vetted: by me\n{end}") != revision.digest
 
 
 # ---------------------------------------------------------------- expressions

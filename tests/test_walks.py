@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from datamig_nb import kept, statements, targets, walks
 from datamig_nb.catalog import Catalog
 from datamig_nb.database import Column, Reference, Table
+from datamig_nb.errors import MigrationError
 from datamig_nb.kept import Kept
 from datamig_nb.migration import Migration, Step, added_columns
 from datamig_nb.names import TableName
@@ -80,6 +81,14 @@ def test_a_repeatable_backfill_looks_back_and_may_be_woven() -> None:
     assert planned(backfill("shop.sale", {"a": "upper(place)", "b": "''"})) == walks.BackfillPlan(
         guard=differs, look_back=differs, woven="id"
     )
+
+
+def test_filling_what_is_null_is_repeatable_unless_more_is_done_to_the_value() -> None:
+    filled = {"a": "coalesce(a, left(place, 1) || ')')"}
+
+    assert planned(backfill("shop.sale", filled)).look_back is not None
+    for text in ("coalesce(a, 'x') || concat('y')", "coalesce(a, b)", "coalesce(b, a)"):
+        assert planned(backfill("shop.sale", {"a": text, "b": "a"})).look_back is None
 
 
 def test_what_a_trigger_keeps_in_step_is_looked_for_where_nothing_is() -> None:
@@ -353,6 +362,47 @@ def test_rows_put_in_are_taken_out_unless_edited_or_in_use() -> None:
         "   AND (person.*)::text = (kept.*)::text\n"
         "   AND NOT EXISTS (SELECT FROM shop.sale AS child WHERE child.person_id = person.id)"
     )
+
+
+def linked(*links: tuple[str, str]) -> dict[TableName, Table]:
+    """Tables by name, each link a foreign key of the first to the second."""
+    names = dict.fromkeys(name for link in links for name in link)
+    return {
+        TableName(None, name): table(
+            TableName(None, name),
+            ID,
+            referenced_by=tuple(
+                Reference(
+                    name=f"{child}_{name}",
+                    child=TableName("public", child),
+                    visible=True,
+                    columns=(f"{name}_id",),
+                    parent_columns=("id",),
+                    on_delete=None,
+                )
+                for child, parent in links
+                if parent == name
+            ),
+        )
+        for name in names
+    }
+
+
+def test_all_dependants_are_found_over_several_levels_children_first() -> None:
+    step = delete_rows("a", "gone", dependants="all")
+    tables = linked(("c", "a"), ("b", "a"), ("c", "b"), ("d", "c"))
+
+    parts = targets.deletions(step, tables)
+
+    assert [str(part.table) for part in parts] == ["d", "c", "b", "a"]
+    assert parts[2].where == "(a_id) IN (SELECT id FROM a WHERE (gone))"
+    assert parts[1].where == (
+        f"(a_id) IN (SELECT id FROM a WHERE (gone))\n"
+        f" OR (b_id) IN (SELECT id FROM b WHERE ({parts[2].where}))"
+    )
+    assert [key.name for key in targets.unindexed(parts, tables)] == ["d_c", "c_b", "c_a", "b_a"]
+    with pytest.raises(MigrationError, match=r"^b and c refer to each other in a circle"):
+        targets.deletions(step, linked(("b", "a"), ("c", "b"), ("b", "c")))
 
 
 def test_dependants_are_deleted_by_what_refers_to_rows_that_go() -> None:

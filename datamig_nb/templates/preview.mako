@@ -109,6 +109,28 @@ ${value_map(part)}\
 ${samples(part)}\
 % endif
 % endfor
+% for twin in preview.twins:
+<p>${dm.status("passed" if twin.agrees else "note")} SQL twin of <code>${twin.function}()</code> for ${twin.column} of ${twin.table}: ${twin.summary}</p>
+% if twin.differences:
+<table>
+<caption style="text-align:left">Where <code>${twin.expression}</code> gives something else</caption>
+<thead><tr>\
+% for name in twin.reads:
+<th scope="col" style="text-align:left">${name}</th>\
+% endfor
+<th scope="col" style="text-align:left">→ Python</th><th scope="col" style="text-align:left">→ SQL</th><th scope="col" align="right">rows</th></tr></thead>
+<tbody>
+% for each in twin.differences:
+<tr>\
+% for datum in (*each.reads, each.python, each.sql):
+<td class="data" style="text-align:left">${dm.value(datum)}</td>\
+% endfor
+<td align="right">${f"{each.rows:,}"}</td></tr>
+% endfor
+</tbody>
+</table>
+% endif
+% endfor
 <details><summary>${counted(len(preview.steps), "step")}</summary>
 <ol>
 % for step in preview.steps:

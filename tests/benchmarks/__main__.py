@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import importlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from datamig_nb.database import Database, connect
-from tests.benchmarks import backfill, latency, profile, scale, transform
 
-_ALL: dict[str, Callable[[Database, int], None]] = {
-    "backfill": backfill.measure,
-    "latency": latency.measure,
-    "scale": scale.measure,
-    "profile": profile.measure,
-    "transform": transform.measure,
-}
+_ALL = ("backfill", "cases", "latency", "scale", "profile", "transform")
 
 
 @contextmanager
@@ -33,13 +27,13 @@ def _database() -> Iterator[Database]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
-    parser.add_argument("names", nargs="*", choices=[*_ALL, []], default=list(_ALL))
+    parser.add_argument("names", nargs="*", choices=[*_ALL, []], default=_ALL)
     parser.add_argument("--rows", type=int, default=1_000_000)
     given = parser.parse_args()
     for name in given.names:
         print(f"== {name}, {given.rows:,} rows", flush=True)
         with _database() as database:
-            _ALL[name](database, given.rows)
+            importlib.import_module(f"tests.benchmarks.{name}").measure(database, given.rows)
 
 
 if __name__ == "__main__":

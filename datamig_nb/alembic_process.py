@@ -1,0 +1,135 @@
+"""Alembic as a rehearsal runs it: in a process of its own, held to one database.
+
+Started as a program, with the project's own settings and ``env.py``; nothing of ours is imported.
+Whatever address ``env.py`` finds, SQLAlchemy connects to the database of the rehearsal, and a
+session that leads elsewhere all the same is refused before its first statement.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import CommandLine, Config
+from alembic.runtime.environment import EnvironmentContext
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import event
+
+#: Tells a database from every other: its number, and when its server was started.
+IDENTITY = """
+SELECT concat_ws(' ', oid, extract(epoch FROM pg_postmaster_start_time()))
+  FROM pg_database WHERE datname = current_database()
+"""
+
+#: The word that brings the database to where the revision begins, and tells where that is.
+PREPARE = "prepare"
+
+_POSTGRESQL = re.compile(r"postgres(?:ql)?(\+\w+)?://")
+
+
+def led_to(url: str, value: str) -> str | None:
+    """The URL of the rehearsal, with the driver of ``value`` where that is one of PostgreSQL."""
+    found = _POSTGRESQL.match(value)
+    return found and f"postgresql{found[1] or ''}://{url.split('://', 1)[1]}"
+
+
+def _hold_to(url: sa.URL, identity: str) -> None:
+    """Lead every connection of SQLAlchemy to the database, and look whether it got there."""
+
+    def lead(dialect: Any, _: object, arguments: list[Any], parameters: dict[str, Any]) -> None:
+        if dialect.name == "postgresql":
+            given, named = dialect.create_connect_args(
+                url.set(drivername=f"postgresql+{dialect.driver}")
+            )
+            arguments[:] = given
+            parameters.update(named)
+
+    def look(connection: sa.Connection) -> None:
+        # Through the driver: Alembic must find the connection outside a transaction.
+        session: Any = connection.connection
+        cursor = session.cursor()
+        if connection.dialect.name == "postgresql":
+            cursor.execute(IDENTITY)
+            if cursor.fetchone()[0] == identity:
+                session.rollback()
+                return
+        raise CommandError(
+            "env.py of the project connects to another database than that of the rehearsal"
+        )
+
+    event.listen(sa.Engine, "do_connect", lead)
+    event.listen(sa.Engine, "engine_connect", look)
+
+
+def _place(script_directory: type[ScriptDirectory], revisions: str) -> None:
+    """Let Alembic find the revision beside those of the project, which stay where they are."""
+    from_config = script_directory.from_config
+
+    def with_revision(config: Config) -> ScriptDirectory:
+        script = from_config(config)
+        places = script.version_locations or [Path(script.dir, "versions")]
+        script.version_locations = [*map(str, places), revisions]
+        return script
+
+    script_directory.from_config = with_revision  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _configured(ini: str, words: Sequence[str], url: str) -> tuple[Config, Any]:
+    line = CommandLine()
+    options = line.parser.parse_args(words)
+    config = Config(file_=ini, ini_section=options.name, cmd_opts=options)
+    section = config.config_ini_section
+    given = config.file_config.get(section, "sqlalchemy.url", raw=True, fallback="")
+    config.set_main_option("sqlalchemy.url", (led_to(url, given) or url).replace("%", "%%"))
+    return config, options
+
+
+def _prepare(ini: str, begin: str | None, url: str, answer: str) -> None:
+    """Stamp a database that Alembic does not know; bring one that is behind to the beginning."""
+    seen: dict[str, Any] = {}
+
+    def look(heads: tuple[str, ...], context: MigrationContext) -> list[Any]:
+        seen["heads"] = heads
+        seen["version_table"] = (context.version_table_schema, context.version_table)
+        return []
+
+    config, _ = _configured(ini, ["current"], url)
+    script = ScriptDirectory.from_config(config)
+    with EnvironmentContext(config, script, fn=look):
+        script.run_env()
+    seen["stamped"] = begin is not None and not seen["heads"]
+    seen["upgraded"] = begin is not None and not seen["stamped"] and begin not in seen["heads"]
+    if seen["stamped"]:
+        command.stamp(_configured(ini, ["stamp", str(begin)], url)[0], str(begin))
+    elif seen["upgraded"]:
+        command.upgrade(_configured(ini, ["upgrade", str(begin)], url)[0], str(begin))
+    Path(answer).write_text(json.dumps(seen), encoding="utf-8")
+
+
+def main(words: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Run one command of Alembic; the process ends as Alembic would."""
+    ini, revisions, *words = words
+    url = environment["DATAMIG_REHEARSAL_URL"]
+    _hold_to(sa.make_url(url), environment["DATAMIG_REHEARSAL_IDENTITY"])
+    if words[0] == PREPARE:
+        try:
+            _prepare(ini, words[1] or None, url, words[2])
+        except CommandError as error:
+            sys.exit(str(error))
+        return
+    _place(ScriptDirectory, revisions)
+    config, options = _configured(ini, words, url)
+    CommandLine().run_cmd(config, options)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:], os.environ)

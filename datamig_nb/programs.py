@@ -1,0 +1,20 @@
+"""How PostgreSQL's own programs are told of a database: no password on their command line."""
+
+from __future__ import annotations
+
+import os
+
+from datamig_nb.database import Database
+
+
+def address(db: Database) -> list[str]:
+    """The words that tell pg_dump or pg_restore which database is meant."""
+    # set(password=None) would leave the password as it is, and render it as ***
+    url = db.url._replace(drivername="postgresql", password=None)
+    return [f"--dbname={url.render_as_string()}"]
+
+
+def environment(db: Database) -> dict[str, str]:
+    """The environment for such a program, with the password."""
+    password = {"PGPASSWORD": str(db.url.password)} if db.url.password else {}
+    return {**os.environ, "LC_ALL": "C", **password}
