@@ -13,7 +13,7 @@ _ALL = ("backfill", "cases", "latency", "scale", "profile", "transform")
 
 
 @contextmanager
-def _database() -> Iterator[Database]:
+def _database() -> Generator[Database]:
     """An empty database on the embedded server."""
     database = connect().at("benchmark")
     engine = database.at("postgres").engine.execution_options(isolation_level="AUTOCOMMIT")
