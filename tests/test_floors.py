@@ -77,6 +77,7 @@ FLOORS = {
     "programs": 3,
     "snapshot": 7,
     "alembic_runs": 11,
+    "revision_file": 11,
     "plans": 3,
     "measure": 4,
     "forecast": 5,
