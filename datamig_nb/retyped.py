@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from datamig_nb.errors import ExpressionError, MigrationError
 from datamig_nb.migration import Step
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.operations import add_column, alter_column
-from datamig_nb.sequence import Thing, freed
+from datamig_nb.sequence import Thing, freed, made
 from datamig_nb.stages import failing_rows
 from datamig_nb.statements import columns_read, names_in
 from datamig_nb.steps import backfill, keep_in_step
@@ -79,7 +79,7 @@ class _Change:
 
 
 def retype(
-    connection: sa.Connection, steps: Sequence[ChangeType], earlier: Iterable[Step], major: int
+    connection: sa.Connection, steps: Sequence[ChangeType], earlier: Sequence[Step], major: int
 ) -> list[Step]:
     """The steps of changes that take place together.
 
@@ -89,6 +89,7 @@ def retype(
         If something hangs on a column that cannot go along.
     """
     gone = {thing for step in earlier for thing in freed(step)}
+    new = {thing[1].name for step in earlier for thing in made(step)}
     changes = [_change(connection, step, major) for step in steps]
     hanging = _all_hanging(connection, changes, gone)
     found: list[Step] = []
@@ -96,7 +97,8 @@ def retype(
         column = sa.Column(change.new, Written(change.type))
         table = change.step.table
         found.append(add_column(table.name, column, schema=table.schema))
-        if change.step.otherwise is None and not _reads_new(change, changes):
+        reads_new = _reads_new(change, changes) or names_in(change.value) & new
+        if change.step.otherwise is None and not reads_new:
             name = f"every {change.step.column} of {table} has a value of type {change.type}"
             failing = f"{change.has}\n   AND ({change.value}) IS NULL"
             found.append(RowCheck(name=name, table=table, failing=failing, before=True))
