@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from datamig_nb.database import Database, connect
@@ -13,7 +13,7 @@ _ALL = ("backfill", "cases", "forecast", "latency", "scale", "profile", "transfo
 
 
 @contextmanager
-def _database() -> Iterator[Database]:
+def _database() -> Generator[Database]:
     """An empty database on the embedded server."""
     database = connect().at("benchmark")
     engine = database.at("postgres").engine.execution_options(isolation_level="AUTOCOMMIT")
