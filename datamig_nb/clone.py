@@ -80,7 +80,7 @@ def _copy(source: Database, clone: Database) -> str:
         _create_alike(source, clone)
         _dump_and_restore(source, clone)
         made = "copied with pg_dump and pg_restore"
-    _copy_settings(source, clone)
+    copy_settings(source, clone)
     return made
 
 
@@ -91,7 +91,7 @@ def _copy_across(source: Database, clone: Database) -> str:
     except DBAPIError as error:
         raise _not_made(error) from error
     _dump_and_restore(source, clone, "--no-privileges")
-    _copy_settings(source, clone)
+    copy_settings(source, clone)
     return (
         f"copied with pg_dump and pg_restore to the embedded server, PostgreSQL {clone.version},"
         f" since {source.url.username!r} may not create databases on the source's"
@@ -162,7 +162,7 @@ def _dump_and_restore(source: Database, clone: Database, *options: str) -> None:
         )
 
 
-def _copy_settings(source: Database, clone: Database) -> None:
+def copy_settings(source: Database, clone: Database) -> None:
     """Give the clone what ALTER DATABASE … SET says of the source: no copy takes it along."""
     name = quote(str(clone.url.database))
     with source.read_only("looking up the database's settings") as connection:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Generator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import sqlalchemy as sa
@@ -24,6 +24,7 @@ from datamig_nb.hazards import Hazard, find_hazards
 from datamig_nb.measure import Measured, measuring
 from datamig_nb.migration import added_columns
 from datamig_nb.names import TableName
+from datamig_nb.places import Place, kind, place
 from datamig_nb.rehearsal import Rehearsal, Stage
 from datamig_nb.render import Revision
 from datamig_nb.snapshot import Snapshot, differences, take_snapshot, user_tables, with_children
@@ -45,14 +46,27 @@ def rehearse(
 ) -> Rehearsal:
     """Run the revision on a copy of the database: upgrade, checks, downgrade, upgrade.
 
-    The clone lies on the same server and is dropped at the end.  Compared are every table's
-    values, column by column, and the schema as pg_dump writes it: after the upgrade, all that the
-    migration must not touch; after the downgrade, everything.
+    Compared are every table's values, column by column, and the schema as pg_dump writes it: after
+    the upgrade, all that the migration must not touch; after the downgrade, everything.
+
+    A revision that was rendered for an Alembic project runs in it, with its history, its settings
+    and its ``env.py``, which SQLAlchemy leads to the copy whatever address it finds; the copy is
+    brought to where the revision begins first.  Nothing is written in the project.  A session
+    that ``env.py`` or the revision opens without SQLAlchemy is not led, and gets no address but
+    the copy's from the environment.
 
     Parameters
     ----------
     on
-        ``"clone"``.
+        ``"clone"``: all of the database, on the same server, or on the embedded one where the role
+        may not create databases.  ``"sample"``: a referentially whole part of it on the embedded
+        server; needs no more than SELECT.  A URL or a database: staging, which is written and left
+        upgraded.
+    fraction, rows
+        How much of each table a sample takes: a share up to 1, or a number of rows (10,000 unless
+        told otherwise).
+    confirm
+        What must be said before staging is written: ``"write to"`` and the database's name.
     faults
         Names of faults to try as well, each on a copy of its own: see ``FAULTS``.
     progress
@@ -68,11 +82,16 @@ def rehearse(
         raise RehearsalError(
             f"there is no fault {unknown[0]!r}", f"choose from {', '.join(FAULTS) or '(none)'}"
         )
-    if on != "clone" or (fraction, rows, confirm) != (None, None, None):
-        raise RehearsalError(f"a rehearsal on {on!r} is not there yet", 'use on="clone"')
+    where = kind(on)
+    if faults and where == "staging":
+        raise RehearsalError(
+            "faults are tried on copies, which a staging database is not",
+            'leave them out, or rehearse with on="clone" on that server',
+        )
+    given = place(db, revision, on, fraction=fraction, rows=rows, confirm=confirm)
     work = _Work(source=db, revision=revision, progress=progress or (lambda _: None))
     try:
-        with work.copied(), runner_for(revision, work.copy, work.tell) as work.runner:
+        with work.copied(where, given), runner_for(revision, work.copy, work.tell) as work.runner:
             _carry_out(work, tuple(faults))
     except _StoppedError:
         pass
@@ -84,7 +103,7 @@ def rehearse(
         stages=tuple(work.stages),
         validation=work.validation,
         verdict=work.verdict,
-        on="clone",
+        on=where,
         hazards=work.hazards,
         faults=tuple(work.faults),
         measured=tuple(work.measured),
@@ -126,15 +145,14 @@ class _Work:
     forecast: Forecast | None = None
 
     @contextmanager
-    def copied(self) -> Generator[None]:
+    def copied(self, where: Place, given: AbstractContextManager[Clone]) -> Generator[None]:
         """The copy that the rehearsal runs on, and the stage that tells of it."""
-        self.progress("clone")
+        self.progress(where)
         started = time.monotonic()
-        with cloned(self.source, self.revision.id) as self.copy:
+        with given as self.copy:
             seconds = time.monotonic() - started
-            self.stages.append(
-                Stage(name="clone", passed=True, seconds=seconds, detail=self.copy.made)
-            )
+            made = Stage(name=where, passed=True, seconds=seconds, detail=self.copy.made)
+            self.stages.append(made)
             yield
 
     def tell(self, line: str) -> None:
@@ -168,6 +186,9 @@ class _Work:
 
 def _carry_out(work: _Work, faults: tuple[str, ...]) -> None:
     beginning = work.runner.prepare()
+    if beginning.said:
+        made = work.stages[0]
+        work.stages[0] = replace(made, detail=f"{made.detail}; {beginning.said}")
     work.without = (beginning.version_table,)
     tables = user_tables(work.copy)
     hidden = beginning.version_table

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from datamig_nb.database import Database, read_table, run
 from datamig_nb.errors import RehearsalError
 from datamig_nb.names import TableName, quote
-from datamig_nb.programs import address, environment
+from datamig_nb.programs import address, environment, table_pattern
 from datamig_nb.server import binaries
 
 
@@ -104,7 +104,7 @@ def _dump_schema(db: Database, without: Collection[TableName]) -> str:
             binaries() / "pg_dump",
             "--schema-only",
             "--exclude-schema=datamig",
-            *(f"--exclude-table={_pattern(name)}" for name in without),
+            *(f"--exclude-table={table_pattern(name)}" for name in without),
             *address(db),
         ],
         env=environment(db),
@@ -119,11 +119,6 @@ def _dump_schema(db: Database, without: Collection[TableName]) -> str:
         )
     # \restrict carries a random word; comments carry versions.
     return re.sub(r"^(\\(un)?restrict .*|--.*)\n", "", result.stdout, flags=re.MULTILINE)
-
-
-def _pattern(name: TableName) -> str:
-    """A table as pg_dump wants it: quoted, or its name is a pattern in small letters."""
-    return f"{quote(name.schema) if name.schema else '*'}.{quote(name.name)}"
 
 
 _CHILDREN = """

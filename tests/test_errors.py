@@ -235,8 +235,8 @@ CASES: tuple[Case, ...] = (
         rehearsed_by("clerk"),
         RehearsalError,
         "the clone could not be made with pg_dump and pg_restore: pg_dump: error: *permission"
-        ' denied for *; give the role the right to read all of it, or rehearse on="sample", which takes'
-        " what it may read",
+        ' denied for *; give the role the right to read all of it, or rehearse on="sample", which'
+        " takes what it may read",
         False,
     ),
     (
