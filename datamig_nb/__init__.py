@@ -20,6 +20,7 @@ from datamig_nb.checks import (
 )
 from datamig_nb.clones import Clones, clones, drop_clones
 from datamig_nb.composed import fill_nulls
+from datamig_nb.compound import change_type, create_table_as, merge_rows
 from datamig_nb.database import Database, connect
 from datamig_nb.errors import DatamigError
 from datamig_nb.export import Export, export
@@ -83,6 +84,7 @@ __all__ = [
     "background",
     "batched_update",
     "cancel",
+    "change_type",
     "check",
     "clones",
     "conflicts",
@@ -95,6 +97,7 @@ __all__ = [
     "create_primary_key",
     "create_project",
     "create_table",
+    "create_table_as",
     "create_unique_constraint",
     "cross_table",
     "delete_rows",
@@ -110,6 +113,7 @@ __all__ = [
     "keep_in_step",
     "map_values",
     "matches",
+    "merge_rows",
     "no_nulls",
     "no_orphans",
     "normalize",

@@ -78,7 +78,7 @@ def _copy(source: Database, clone: Database) -> str:
             raise _not_made(error) from error
         # Others are connected, or the source is somebody else's: it can be read all the same.
         _create_alike(source, clone)
-        _dump_and_restore(source, clone)
+        dump_and_restore(source, clone)
         made = "copied with pg_dump and pg_restore"
     copy_settings(source, clone)
     return made
@@ -90,7 +90,7 @@ def _copy_across(source: Database, clone: Database) -> str:
         create(clone, "TEMPLATE template0", source)
     except DBAPIError as error:
         raise _not_made(error) from error
-    _dump_and_restore(source, clone, "--no-privileges")
+    dump_and_restore(source, clone, "--no-privileges")
     copy_settings(source, clone)
     return (
         f"copied with pg_dump and pg_restore to the embedded server, PostgreSQL {clone.version},"
@@ -129,7 +129,8 @@ def _create_alike(source: Database, clone: Database) -> None:
         raise _not_made(error) from error
 
 
-def _dump_and_restore(source: Database, clone: Database, *options: str) -> None:
+def dump_and_restore(source: Database, clone: Database, *options: str) -> None:
+    """Fill an empty database with what another one holds; ``options`` are pg_restore's."""
     # pg_restore sets transaction_timeout, which servers before 17 do not know: one error there.
     at_once, passed = (["--exit-on-error"], {0}) if clone.major >= 17 else ([], {0, 1})
     with subprocess.Popen(

@@ -102,6 +102,8 @@ class Table:
     #: Columns of each unique index that covers every row.
     unique: tuple[tuple[str, ...], ...]
     foreign_keys: tuple[ForeignKey, ...]
+    #: Names of the unique indexes, in their order.
+    unique_names: tuple[str, ...] = ()
     #: Columns that an index reads, in its key, its expressions or its condition.
     indexed: frozenset[str] = frozenset()
     #: Columns that some index over all rows begins with.
@@ -299,6 +301,7 @@ def read_table(connection: sa.Connection, name: TableName) -> Table:
         ),
         key=next((tuple(index.columns) for index in uniques if index.not_null), ()),
         unique=tuple(tuple(index.columns) for index in uniques),
+        unique_names=tuple(index.name for index in uniques),
         foreign_keys=tuple(
             ForeignKey(
                 name=row.name,
@@ -523,7 +526,8 @@ SELECT attname AS name,
 # The primary key first, then the unique index with the fewest columns.
 _UNIQUES = """
 SELECT array_agg(attname::text ORDER BY place) AS columns,
-       bool_and(attnotnull) AS not_null
+       bool_and(attnotnull) AS not_null,
+       (SELECT relname::text FROM pg_class WHERE oid = indexrelid) AS name
   FROM pg_index
  CROSS JOIN LATERAL unnest(indkey::smallint[]) WITH ORDINALITY AS part (attnum, place)
   JOIN pg_attribute ON attrelid = indrelid AND pg_attribute.attnum = part.attnum

@@ -186,7 +186,7 @@ def end_skipping() -> None:
         op.get_context().impl.static_output("\\endif")
 
 
-def step(statement: str, check: str = "", undo: str = "", once: str = "SELECT") -> None:
+def step(statement: str, check: str = "", undo: str = "", once: str = "") -> None:
     """Make one change in a transaction of its own; wait for its lock briefly, and again.
 
     Where rows are in the way, it is undone, and the check tells which ones.
@@ -199,9 +199,15 @@ def step(statement: str, check: str = "", undo: str = "", once: str = "SELECT") 
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with transaction():
-                execute(f"SELECT pg_advisory_xact_lock(hashtext('{revision}'))")  # if run twice
+                # Another session of this revision may take long; one that lost its client ends.
+                execute(
+                    "SELECT set_config('idle_in_transaction_session_timeout', '5s', true),"
+                    f" pg_advisory_xact_lock(hashtext('{revision}'))"
+                )
+                execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
                 execute(statement)
-                execute(once)
+                if once:
+                    execute(once)
             return
         except IntegrityError:
             rows_in_the_way(check, undo)
@@ -258,7 +264,6 @@ def transaction(bind: Any = None) -> Generator[None]:
     """BEGIN and COMMIT by hand: inside autocommit_block() the driver sends neither."""
     execute("BEGIN", bind)
     try:
-        execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'", bind)
         yield
     except BaseException:
         if not (bind or op.get_bind()).invalidated:  # else the connection is gone, with its work
@@ -449,7 +454,10 @@ LOOP
             EXIT batch WHEN run.note IS NOT NULL;
         END IF;
         run.rest := 0;
+        state := '';
+        upper := NULL;
 
+        BEGIN
         -- Where the walk ends is fixed before it begins: else writers could make it endless.
         IF run.stop IS NULL THEN
             WITH RECURSIVE tree (id) AS (
@@ -540,12 +548,10 @@ LOOP
         END IF;
         span := format('%s AND (%s) <= (%s)', span, key, upper);
 
-        BEGIN
-            state := '';
-            PERFORM set_config('session_replication_role', run.role, true)
-              WHERE run.role <> current_setting('session_replication_role');
-            EXECUTE replace(run.work, '{{batch}}', span);
-            GET DIAGNOSTICS done = ROW_COUNT;
+        PERFORM set_config('session_replication_role', run.role, true)
+          WHERE run.role <> current_setting('session_replication_role');
+        EXECUTE replace(run.work, '{{batch}}', span);
+        GET DIAGNOSTICS done = ROW_COUNT;
         EXCEPTION WHEN OTHERS OR query_canceled THEN
             GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, run.error = MESSAGE_TEXT;
             done := 0;
@@ -558,11 +564,12 @@ LOOP
             run.note := format('%s, attempt %s', run.error, run.retries);
             IF run.retries >= {ATTEMPTS} THEN
                 run.status := 'failed';
-                run.error := format('%s, {ATTEMPTS} times; find out in pg_stat_activity who holds'
-                                    ' the lock', run.error);
+                run.error := format('%s, {ATTEMPTS} times; %s', run.error,
+                    CASE WHEN run.error ~ 'statement timeout' THEN 'set a longer statement_timeout'
+                    ELSE 'find out in pg_stat_activity who holds the lock' END);
             END IF;
             EXIT batch;
-        ELSIF state ~ '^(22|23|P0001)' THEN
+        ELSIF state ~ '^(22|23|P0001)' AND upper IS NOT NULL THEN
             -- A row in here cannot be done: half of them next, until there are no fewer.
             EXECUTE format('SELECT count(*) FROM %s WHERE %s', run.relation, span) INTO n;
             IF run.suspects = 0 OR n < run.suspects THEN

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from alembic.operations import ops
 
 from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
+from datamig_nb.compound import ChangeType, CreateTableAs, MergeRows, Swap
 from datamig_nb.display import Shown
 from datamig_nb.errors import MigrationError
 from datamig_nb.expressions import listed
@@ -51,7 +52,11 @@ SchemaStep: TypeAlias = (
     | ops.CreateCheckConstraintOp
     | ops.DropConstraintOp
 )
-Step: TypeAlias = SchemaStep | CreateEnum | DataStep | Transform | RowCheck | QueryCheck | Unchanged
+#: Steps that need the catalog to say which steps carry them out, and what these need beside.
+Compound: TypeAlias = ChangeType | MergeRows | CreateTableAs | Swap
+Step: TypeAlias = (
+    SchemaStep | CreateEnum | DataStep | Transform | Compound | RowCheck | QueryCheck | Unchanged
+)
 #: A step, or several that belong together, as functions that choose steps return them.
 Steps: TypeAlias = "Step | Sequence[Steps]"
 
@@ -182,7 +187,9 @@ def describe(step: Step) -> str:
 def _describe_change(step: ops.AlterColumnOp) -> str:
     column = f"{step.column_name} of {step_table(step)}"
     changes: list[str] = []
-    if step.modify_server_default is None:
+    if isinstance(step.existing_server_default, sa.Identity):
+        changes.append(f"let {column} be no identity any more")
+    elif step.modify_server_default is None:
         changes.append(f"drop the default of {column}")
     elif step.modify_server_default is not False:
         changes.append(f"change the default of {column}")

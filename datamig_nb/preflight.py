@@ -15,6 +15,7 @@ from alembic.operations import ops
 from sqlalchemy.dialects.postgresql import DOMAIN
 
 from datamig_nb import ddl, stages
+from datamig_nb.compound import CreateTableAs, Swap
 from datamig_nb.migration import CreateEnum, Step, step_table
 from datamig_nb.names import TableName, literal, sqlalchemy_dialect
 from datamig_nb.sequence import Thing, freed, made, relation
@@ -104,6 +105,10 @@ def _wanted(step: Step, earlier: Sequence[Step]) -> list[_Wanted]:
             return [_no_constraint(step_table(step), str(step.constraint_name))]
         case ops.DropConstraintOp():
             return [_a_constraint(step_table(step), str(step.constraint_name))]
+        case CreateTableAs(table=table):
+            return [_no_relation(table)]
+        case Swap(columns=columns):
+            return [_no_column(each.table, each.old) for each in columns if each.keep]
         case CreateEnum(name=name):
             type = f"to_regtype({literal(name.sql)})"
             failing = f"SELECT {type} AS type\n WHERE {type} IS NOT NULL"

@@ -18,15 +18,17 @@ from datamig_nb.alembic_runs import AlembicRun, Runner, runner_for
 from datamig_nb.clone import Clone, cloned
 from datamig_nb.database import Database
 from datamig_nb.errors import DatamigError, RehearsalError
-from datamig_nb.faults import FAULTS, FaultResult, Scene
+from datamig_nb.faults import FAULTS
 from datamig_nb.forecast import Forecast, forecast
 from datamig_nb.hazards import Hazard, find_hazards
-from datamig_nb.measure import Measured, measuring
+from datamig_nb.measure import Measured
+from datamig_nb.meter import measuring
 from datamig_nb.migration import added_columns
 from datamig_nb.names import TableName
 from datamig_nb.places import Place, kind, place
 from datamig_nb.rehearsal import Rehearsal, Stage
 from datamig_nb.render import Revision
+from datamig_nb.scene import FaultResult, Scene
 from datamig_nb.snapshot import Snapshot, differences, take_snapshot, user_tables, with_children
 from datamig_nb.validate import ValidationReport, validate
 from datamig_nb.verdict import Verdict, judge, refuses
@@ -178,7 +180,7 @@ class _Work:
 
     def alembic(self, stage: str, command: str, target: str) -> AlembicRun:
         """Run Alembic on the copy, and measure."""
-        with measuring(self.copy, self.touched) as meter:
+        with measuring(self.copy) as meter:
             run = self.runner.run(command, target)
         self.measured.append(meter.measured(stage, run))
         return run
@@ -243,7 +245,8 @@ def _up_and_down(work: _Work, before: Snapshot, filled: set[str], *, keep: bool)
         return f"{len(work.tables)} tables"
 
     work.stage("upgrade", lambda: upgrade("upgrade"))
-    work.forecast = forecast(work.source, work.copy, work.touched, work.measured[0])
+    here = {str(name): int(found["number of rows"]) for name, found in before.tables.items()}
+    work.forecast = forecast(work.measured[0], here, here)
     work.stage("checks", lambda: _checks(work))
     work.stage("everything else unchanged", others_unchanged)
     if keep:
@@ -308,6 +311,7 @@ def _fault(work: _Work, name: str, copy: Callable[[], AbstractContextManager[Clo
         touched=work.touched,
         without=work.without,
         expected=work.expected,
+        cost=work.measured[0],
         progress=work.progress,
     )
     result = FAULTS[name](scene)

@@ -18,6 +18,7 @@ from datamig_nb.database import Database
 from datamig_nb.display import Shown
 from datamig_nb.draft import ID, Draft
 from datamig_nb.errors import AlembicProjectError
+from datamig_nb.expanded import expanded
 from datamig_nb.migration import Migration, describe
 from datamig_nb.project import Project
 from datamig_nb.source import WIDTH, machinery
@@ -87,10 +88,11 @@ def render(
     AlembicProjectError
         If the project cannot be read, has several heads, or holds this very revision.
     """
-    catalog = read_catalog(db, migration)
+    steps = expanded(db, migration)
+    catalog = read_catalog(db, steps)
     project = None if alembic is None else Project(Path(alembic))
     down_revision = None if project is None else project.head(head)
-    draft = Draft(migration, catalog)
+    draft = Draft(steps, catalog)
     text = _document(draft, down_revision)
     id = hashlib.sha256(text.encode()).hexdigest()[:12]
     date = datetime.datetime.now(datetime.UTC) if project is None else project.create_date()

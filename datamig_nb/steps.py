@@ -165,7 +165,7 @@ DataStep = Backfill | InsertRows | DeleteRows | BackUp | KeepInStep | Sql
 
 
 def backfill(
-    table: str,
+    table: str | TableName,
     assign: Mapping[str, Expression],
     *,
     where: Expression | None = None,
@@ -228,7 +228,7 @@ def backfill(
 
 
 def insert_rows(
-    table: str,
+    table: str | TableName,
     select: str,
     *,
     key: str | Sequence[str],
@@ -272,7 +272,7 @@ def insert_rows(
 
 
 def delete_rows(
-    table: str,
+    table: str | TableName,
     where: Expression,
     *,
     keep: bool = True,
@@ -308,7 +308,7 @@ def delete_rows(
     )
 
 
-def back_up(table: str, *columns: str) -> BackUp:
+def back_up(table: str | TableName, *columns: str) -> BackUp:
     """Keep old and new values of columns, written by the statement that changes them.
 
     Only rows that change are kept.  The downgrade restores a value where it is still the one that
@@ -318,7 +318,7 @@ def back_up(table: str, *columns: str) -> BackUp:
     return BackUp(table=TableName.parse(table), columns=columns)
 
 
-def keep_in_step(table: str, assign: Mapping[str, Expression]) -> KeepInStep:
+def keep_in_step(table: str | TableName, assign: Mapping[str, Expression]) -> KeepInStep:
     """Give rows that are written from now on their values by a trigger.
 
     An INSERT that leaves all the columns NULL gets them computed; so does an UPDATE of a column

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from datamig_nb import ddl, statements, targets
 from datamig_nb.catalog import Catalog
 from datamig_nb.checks import Check
+from datamig_nb.compound import Swap
 from datamig_nb.migration import Migration, Step
 from datamig_nb.names import TableName, quote
 from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Walk
@@ -127,6 +128,8 @@ def columns_held(table: TableName, migration: Migration, catalog: Catalog) -> li
         is_moved = statements.columns_read("\n".join(step.texts), written, catalog.row(table))
         if is_moved or step.using is not None or is_volatile(step, catalog):
             loose |= {*step.assign}
+    swaps = [step for step in migration.steps if isinstance(step, Swap)]
+    loose |= {each.new for swap in swaps for each in swap.columns if each.table == table}
     filled = dict.fromkeys(column for step in steps for column in step.assign)
     return [c for c in filled if c in catalog.added.get(table, {}) and c not in loose]
 

@@ -1,6 +1,6 @@
 """Map manufacturer of flights.planes to maker.
 
-Revision ID: 037de7c34a1a
+Revision ID: 3c731425e478
 Revises:
 Create Date: (when it was rendered)
 
@@ -35,7 +35,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "037de7c34a1a"
+revision = "3c731425e478"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -80,8 +80,8 @@ def downgrade() -> None:
     """Undo: map manufacturer of flights.planes to maker."""
     with own_commits():
         preflight("downgrade", MAKER_NOT_EDITED_SINCE_THE_UPGRADE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_037de7c34a1a ON flights.planes")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_037de7c34a1a()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_3c731425e478 ON flights.planes")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_3c731425e478()")
         step("ALTER TABLE IF EXISTS flights.planes DROP COLUMN IF EXISTS maker")
         forget()
 
@@ -111,7 +111,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_037de7c34a1a() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_3c731425e478() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -130,9 +130,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_037de7c34a1a
+CREATE OR REPLACE TRIGGER zz_datamig_3c731425e478
 BEFORE INSERT OR UPDATE OF manufacturer ON flights.planes
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_037de7c34a1a()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_3c731425e478()
 """
 
 MAKER_LEFT = f"""
@@ -323,7 +323,7 @@ def end_skipping() -> None:
         op.get_context().impl.static_output("\\endif")
 
 
-def step(statement: str, check: str = "", undo: str = "", once: str = "SELECT") -> None:
+def step(statement: str, check: str = "", undo: str = "", once: str = "") -> None:
     """Make one change in a transaction of its own; wait for its lock briefly, and again.
 
     Where rows are in the way, it is undone, and the check tells which ones.
@@ -336,9 +336,15 @@ def step(statement: str, check: str = "", undo: str = "", once: str = "SELECT") 
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with transaction():
-                execute(f"SELECT pg_advisory_xact_lock(hashtext('{revision}'))")  # if run twice
+                # Another session of this revision may take long; one that lost its client ends.
+                execute(
+                    "SELECT set_config('idle_in_transaction_session_timeout', '5s', true),"
+                    f" pg_advisory_xact_lock(hashtext('{revision}'))"
+                )
+                execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
                 execute(statement)
-                execute(once)
+                if once:
+                    execute(once)
             return
         except IntegrityError:
             rows_in_the_way(check, undo)
@@ -375,7 +381,6 @@ def transaction(bind: Any = None) -> Generator[None]:
     """BEGIN and COMMIT by hand: inside autocommit_block() the driver sends neither."""
     execute("BEGIN", bind)
     try:
-        execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'", bind)
         yield
     except BaseException:
         if not (bind or op.get_bind()).invalidated:  # else the connection is gone, with its work
@@ -528,7 +533,10 @@ LOOP
             EXIT batch WHEN run.note IS NOT NULL;
         END IF;
         run.rest := 0;
+        state := '';
+        upper := NULL;
 
+        BEGIN
         -- Where the walk ends is fixed before it begins: else writers could make it endless.
         IF run.stop IS NULL THEN
             WITH RECURSIVE tree (id) AS (
@@ -619,12 +627,10 @@ LOOP
         END IF;
         span := format('%s AND (%s) <= (%s)', span, key, upper);
 
-        BEGIN
-            state := '';
-            PERFORM set_config('session_replication_role', run.role, true)
-              WHERE run.role <> current_setting('session_replication_role');
-            EXECUTE replace(run.work, '{{batch}}', span);
-            GET DIAGNOSTICS done = ROW_COUNT;
+        PERFORM set_config('session_replication_role', run.role, true)
+          WHERE run.role <> current_setting('session_replication_role');
+        EXECUTE replace(run.work, '{{batch}}', span);
+        GET DIAGNOSTICS done = ROW_COUNT;
         EXCEPTION WHEN OTHERS OR query_canceled THEN
             GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, run.error = MESSAGE_TEXT;
             done := 0;
@@ -637,11 +643,12 @@ LOOP
             run.note := format('%s, attempt %s', run.error, run.retries);
             IF run.retries >= {ATTEMPTS} THEN
                 run.status := 'failed';
-                run.error := format('%s, {ATTEMPTS} times; find out in pg_stat_activity who holds'
-                                    ' the lock', run.error);
+                run.error := format('%s, {ATTEMPTS} times; %s', run.error,
+                    CASE WHEN run.error ~ 'statement timeout' THEN 'set a longer statement_timeout'
+                    ELSE 'find out in pg_stat_activity who holds the lock' END);
             END IF;
             EXIT batch;
-        ELSIF state ~ '^(22|23|P0001)' THEN
+        ELSIF state ~ '^(22|23|P0001)' AND upper IS NOT NULL THEN
             -- A row in here cannot be done: half of them next, until there are no fewer.
             EXECUTE format('SELECT count(*) FROM %s WHERE %s', run.relation, span) INTO n;
             IF run.suspects = 0 OR n < run.suspects THEN

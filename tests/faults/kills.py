@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 
 from datamig_nb import inlined
 from datamig_nb.database import Database
@@ -128,38 +128,76 @@ def has_burnt(database: Database) -> bool:
 
 # ---------------------------------------------------------------- at any moment
 
+# A batch waits while so many rows are scanned: no walk is at its end before a test wants it to be,
+# however fast the machine.
+_GATE = """
+CREATE SCHEMA gate;
+CREATE TABLE gate.height (rows bigint);
+INSERT INTO gate.height VALUES (0);
+CREATE FUNCTION gate.wait() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('application_name') <> 'writer' THEN
+        WHILE (SELECT sum(scanned) FROM datamig.run) >= (SELECT rows FROM gate.height) LOOP
+            PERFORM pg_sleep(0.005);
+        END LOOP;
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER gate BEFORE UPDATE ON {table} EXECUTE FUNCTION gate.wait()
+"""
+
+
+def set_gate(database: Database, table: str) -> None:
+    """Let batches on the table wait until :func:`open_gate`."""
+    query(database, _GATE.format(table=table))
+
+
+def open_gate(database: Database, rows: int = 10**9) -> None:
+    """Let batches pass until so many rows are scanned, by all walks; writers always pass."""
+    query(database, f"UPDATE gate.height SET rows = {rows}")
+
+
+def opened_by_and_by(
+    database: Database, chance: random.Random, times: int, rows: int
+) -> Iterator[tuple[int, int]]:
+    """Open the gate in so many steps, short of all rows; gives how many rows to wait for.
+
+    The rest of each step may pass while the test strikes.  At last the gate is open.
+    """
+    for number in range(1, times + 1):
+        height = rows * number // (times + 1)
+        open_gate(database, height)
+        yield number, chance.randint(min(scanned(database), height), height)
+    open_gate(database)
+
 
 def killed_while_it_runs(
     database: Database,
     project: AlembicProject,
     chance: random.Random,
     times: int,
+    rows: int,
     *words: str,
-    first: Callable[[], object] = lambda: None,
 ) -> Counter[str]:
     """Kill runs of Alembic, or their sessions, at any moment; gives what was killed, how often.
 
-    It ends earlier where a run arrives.
+    There must be a gate, and ``rows`` to scan.
     """
     killed: Counter[str] = Counter()
-    for _ in range(times):
-        first()
+    for _, enough in opened_by_and_by(database, chance, times, rows):
         with project.start(database, *words) as running:
-            enough = scanned(database) + chance.randrange(1, 400)
             deadline = time.monotonic() + chance.uniform(0.2, 3)
             wait_until(
                 lambda enough=enough, deadline=deadline: (
-                    scanned(database) >= enough or time.monotonic() > deadline or running.ended
+                    scanned(database) >= enough or time.monotonic() > deadline
                 )
             )
-            if running.ended:
-                assert running.end().code == 0, running.end().log
-                break
+            assert not running.ended, running.log
             what = chance.choice(("client", "client and server's session", "server's session"))
             if "client" in what:
                 running.kill(signal.SIGKILL)
-            if "session" in what:
-                end_sessions(database)
+            if "session" in what:  # which may not be there yet
+                wait_until(lambda running=running: (end_sessions(database), running.ended)[-1])
             assert running.end().code in (1, -signal.SIGKILL), running.end().log
             killed[what] += 1
     return killed

@@ -91,9 +91,9 @@ def test_a_script_killed_in_the_middle_and_run_again_gives_the_same_data_up_and_
         for _ in range(8):
             with psql(database, script) as running:
                 time.sleep(chance.uniform(0.02, seconds))
+                killed[way] += running.poll() is None
                 running.send_signal(signal.SIGKILL)
                 running.wait()
-                killed[way] += 1
         assert run_script(database, script) == (0, [])
         assert picture(database) == picture(undisturbed)
 
@@ -134,7 +134,7 @@ def test_a_check_that_fails_stops_the_script_with_the_sentence_that_alembic_says
             assert query(other, "SELECT version_num FROM alembic_version") == [revision.id]
 
 
-def test_a_script_whose_client_is_gone_ends_within_seconds_and_obeys_a_pause(
+def test_a_script_whose_client_is_gone_ends_before_its_walk_does_and_obeys_a_pause(
     database: Database, project: AlembicProject, killed: Counter[str]
 ) -> None:
     """The server notices by itself; and whoever pauses a run is heard between two batches."""
@@ -160,9 +160,7 @@ def test_a_script_whose_client_is_gone_ends_within_seconds_and_obeys_a_pause(
 
     with psql(database, script) as running:
         wait_until(lambda: query(database, is_there) == [True] and query(database, walking))
-        began = time.monotonic()
         query(database, "UPDATE datamig.run SET status = 'paused' WHERE step = 'fill letters'")
-        seconds_to_pause = time.monotonic() - began
         (batches,) = query(database, walking)
         time.sleep(0.3)
         still = query(database, walking)
@@ -171,9 +169,9 @@ def test_a_script_whose_client_is_gone_ends_within_seconds_and_obeys_a_pause(
         running.send_signal(signal.SIGKILL)
         running.wait()
         killed["psql"] += 1
-    began = time.monotonic()
     wait_until(lambda: query(database, at_work) == [0])
 
     assert still == [batches]
-    assert time.monotonic() - began < 4
-    assert seconds_to_pause < 1
+    assert query(database, "SELECT status FROM datamig.run WHERE step = 'fill letters'") == [
+        "running"
+    ]

@@ -9,8 +9,17 @@ from collections import Counter
 from datamig_nb.database import Database
 from datamig_nb.render import render
 from tests.alembic_project import AlembicProject
+from tests.faults.kills import opened_by_and_by, set_gate
 from tests.faults.prices import MAKE_PRICES, PRICES, RAISE_PRICES, RAISED, hash_of
-from tests.faults.writers import MAKE_TASKS, found_tasks, journal, loud_tasks, writing, wrong_tasks
+from tests.faults.writers import (
+    MAKE_TASKS,
+    TASKS,
+    found_tasks,
+    journal,
+    loud_tasks,
+    writing,
+    wrong_tasks,
+)
 from tests.items import BATCH, ROWS, SMALL, found_sizes, sized, sizes
 from tests.runs import ok, scanned, small_batches, version, wait_until, walks
 from tests.scratch import query
@@ -28,15 +37,15 @@ def test_two_processes_killed_in_turn_do_each_batch_once(
     project.add(revision, ONE_BY_ONE)
     ok(project.alembic(database, "ensure_version"))  # else they contend for Alembic's own table
 
+    set_gate(database, "shop.price")
+
     older = project.start(database, "upgrade", "head")
-    while not older.ended:
+    for _, enough in opened_by_and_by(database, chance, 8, 2 * PRICES):
         with older:
             younger = project.start(database, "upgrade", "head")
-            enough = scanned(database) + chance.randrange(10, 80)
-            wait_until(
-                lambda enough=enough, older=older: scanned(database) >= enough or older.ended
-            )
-        killed["older"] += older.end().code == -signal.SIGKILL
+            wait_until(lambda enough=enough: scanned(database) >= enough)
+        assert older.end().code == -signal.SIGKILL
+        killed["older"] += 1
         older = younger
     with older:
         older.end()
@@ -46,7 +55,6 @@ def test_two_processes_killed_in_turn_do_each_batch_once(
     batches = "SELECT scanned, changed, batches FROM datamig.run WHERE part > 0 ORDER BY step"
     assert query(database, batches) == [(PRICES, PRICES * 4 // 5, PRICES), (PRICES, PRICES, PRICES)]
     assert version(database) == [revision.id]
-    assert killed.total() > 1
 
 
 def test_neither_of_two_processes_gives_up_while_the_other_is_in_a_slow_batch(
@@ -82,20 +90,19 @@ def test_two_processes_and_writers_end_with_every_row_right(
     project.add(render(database, loud_tasks(connections=2)), settings)
     ok(project.alembic(database, "ensure_version"))
 
+    set_gate(database, "task")
     with writing(database, chance) as writers:
-        for _ in range(3):
+        for _, enough in opened_by_and_by(database, chance, 4, TASKS):
             with (
                 project.start(database, "upgrade", "head") as one,
                 project.start(database, "upgrade", "head") as other,
             ):
-                enough = scanned(database) + chance.randrange(20, 400)
-                wait_until(
-                    lambda enough=enough: scanned(database) >= enough or one.ended or other.ended
-                )
-                if not (one.ended or other.ended):
-                    chance.choice((one, other)).kill(signal.SIGKILL)
-                    killed["one of two"] += 1
-                wait_until(lambda: one.ended or other.ended)
+                wait_until(lambda enough=enough: scanned(database) >= enough)
+                dies, lives = chance.choice(((one, other), (other, one)))
+                dies.kill(signal.SIGKILL)
+                assert dies.end().code == -signal.SIGKILL
+                assert not lives.ended, lives.log
+                killed["one of two"] += 1
         ok(project.alembic(database, "upgrade", "head"))
 
     assert wrong_tasks(database) == []

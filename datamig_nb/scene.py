@@ -1,0 +1,162 @@
+"""What a fault of a rehearsal finds to work with, and what it gives."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from datamig_nb.alembic_runs import AlembicRun, Runner, Running
+from datamig_nb.clone import Clone
+from datamig_nb.database import Database
+from datamig_nb.measure import Measured
+from datamig_nb.names import TableName
+from datamig_nb.snapshot import Snapshot, differences, take_snapshot, user_tables
+
+#: Seconds between two looks at how far an upgrade is.
+LOOK_SECONDS = 0.005
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultResult:
+    """What a fault did to the revision."""
+
+    #: ``kill``, ``crash``, …
+    name: str
+    #: What was done to it, in words.
+    done: str
+    #: What happened then, in words.
+    happened: str
+    #: Whether the data are those of an undisturbed upgrade; None where that cannot be said.
+    equal: bool | None
+    passed: bool
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What a fault finds to work with."""
+
+    #: Alembic for the revision, on the clone; ``runner.on(copy)`` is the same on a copy.
+    runner: Runner
+    #: Makes a copy of the clone as it was before the upgrade, dropped when the block ends.
+    copy: Callable[[], AbstractContextManager[Clone]]
+    #: All tables with their columns, as they were before the upgrade.
+    tables: Mapping[TableName, tuple[str, ...]]
+    #: Those that the migration touches, partitions included.
+    touched: tuple[TableName, ...]
+    #: Tables that are no part of a comparison: Alembic's own.
+    without: tuple[TableName, ...]
+    #: What an undisturbed upgrade left.
+    expected: Snapshot
+    #: What that cost.
+    cost: Measured
+    #: Takes a line that tells how far the fault is.
+    progress: Callable[[str], None]
+
+    @property
+    def chance(self) -> random.Random:
+        """The same for each rehearsal of the same revision."""
+        return random.Random(self.runner.revision.id)
+
+    def start(self, database: Database) -> Running:
+        """Start the upgrade there."""
+        return self.runner.on(database).start("upgrade", self.runner.revision.id)
+
+    def upgrade(self, database: Database) -> AlembicRun:
+        """Run the upgrade there to its end."""
+        return self.runner.on(database).run("upgrade", self.runner.revision.id)
+
+    def snapshot(self, database: Database) -> Snapshot:
+        """What a database holds, to be compared with what is expected."""
+        return take_snapshot(database, user_tables(database), without=self.without)
+
+    def result(
+        self,
+        name: str,
+        *,
+        began: float,
+        done: str,
+        happened: str,
+        run: AlembicRun,
+        found: Snapshot,
+        expected: Snapshot | None = None,
+    ) -> FaultResult:
+        """The result of a fault whose last run of Alembic must arrive where an undisturbed one did.
+
+        Parameters
+        ----------
+        began
+            When the fault began, by ``time.monotonic()``.
+        happened
+            What happened before the last run.
+        """
+        wrong = differences(expected or self.expected, found) if run.passed else ()
+        ending = "run again, it arrived, with the data of an undisturbed upgrade"
+        if not run.passed:
+            ending = f"run again, it failed: {run.message}"
+        elif wrong:
+            ending = f"run again, it arrived with other data than undisturbed: {', '.join(wrong)}"
+        return FaultResult(
+            name=name,
+            done=done,
+            happened=f"{happened}; {ending}",
+            equal=not wrong if run.passed else None,
+            passed=run.passed and not wrong,
+            seconds=time.monotonic() - began,
+        )
+
+
+class Gauge:
+    """How far an upgrade is, as a share: of the rows of its walks, else of the WAL it wrote."""
+
+    def __init__(self, scene: Scene, database: Database) -> None:
+        walks = [walk.points[-1].rows for walk in scene.cost.walks if walk.points]
+        self._of_walks = bool(walks)
+        self.total = sum(walks) or max(1, scene.cost.wal_bytes)
+        self.unit = "rows" if walks else "WAL"
+        self._database = database
+        self._connection: sa.Connection | None = None
+        self._before = self._read()
+
+    @property
+    def share(self) -> float:
+        """Between 0 and 1, or a little more."""
+        return (self._read() - self._before) / self.total
+
+    def close(self) -> None:
+        """Close its session."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+    def _read(self) -> int:
+        try:
+            if self._connection is None:
+                engine = self._database.engine.execution_options(isolation_level="AUTOCOMMIT")
+                self._connection = engine.connect()
+            query = _SCANNED if self._of_walks else _WAL
+            return int(self._connection.execute(sa.text(query)).scalar_one())
+        except DBAPIError:  # there is no such table yet, or the server is down
+            self.close()
+            return 0
+
+
+def wait_for(running: Running, gauge: Gauge, share: float) -> float | None:
+    """Wait until an upgrade is so far; gives how far it is, None where it ended before."""
+    while not running.ended:
+        found = gauge.share
+        if found >= share:
+            return found
+        time.sleep(LOOK_SECONDS)
+    return None
+
+
+_SCANNED = "SELECT coalesce(sum(scanned), 0)::bigint FROM datamig.run WHERE part > 0"
+
+_WAL = "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint"
