@@ -6,9 +6,9 @@ The source is only read: by ``CREATE DATABASE … TEMPLATE`` or by ``pg_dump``.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -32,6 +32,8 @@ class Clone(Database):
 
     #: How it was made and what it lacks, in words.
     made: str = ""
+    #: Rows of the source's tables, about, where the copy does not hold them all.
+    source_rows: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @contextmanager

@@ -246,7 +246,7 @@ def _up_and_down(work: _Work, before: Snapshot, filled: set[str], *, keep: bool)
 
     work.stage("upgrade", lambda: upgrade("upgrade"))
     here = {str(name): int(found["number of rows"]) for name, found in before.tables.items()}
-    work.forecast = forecast(work.measured[0], here, here)
+    work.forecast = forecast(work.measured[0], here, {**here, **work.copy.source_rows})
     work.stage("checks", lambda: _checks(work))
     work.stage("everything else unchanged", others_unchanged)
     if keep:

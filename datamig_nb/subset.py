@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +77,8 @@ def sampled(
     with claimed(embedded(), label) as place:
         create(place, "TEMPLATE template0", source)
         words = frozenset(re.findall(r"\w+", text))
-        made = _fill(source, place, words, fraction, ROWS if rows is None else rows)
-        yield Clone(url=place.url, version=place.version, made=made)
+        made, about = _fill(source, place, words, fraction, ROWS if rows is None else rows)
+        yield Clone(url=place.url, version=place.version, made=made, source_rows=about)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +102,8 @@ class _Table:
 
 def _fill(
     source: Database, target: Database, words: frozenset[str], fraction: float | None, rows: int
-) -> str:
-    """Fill the target; what it holds and what it lacks, in words."""
+) -> tuple[str, dict[str, int]]:
+    """Fill the target; what it holds and lacks, in words, and the rows of the source's tables."""
     with (
         explained("taking a sample", source.url),
         tempfile.TemporaryDirectory(prefix="datamig-") as directory,
@@ -112,8 +112,9 @@ def _fill(
     ):
         theirs.isolation_level, theirs.read_only = IsolationLevel.REPEATABLE_READ, True
         found = theirs.execute(_TABLES.encode()).fetchall()
+        unread = [row for row in found if not row["readable"]]
         dump = Path(directory, "schema")
-        _dump_schema(source, dump, [row for row in found if not row["readable"]])
+        _dump_schema(source, dump, unread)
         lacks = _restore(target, dump, "pre-data")
         there = {TableName(*row.values()) for row in ours.execute(_THERE.encode())}
         tables = {
@@ -122,29 +123,25 @@ def _fill(
             if row["readable"] and row["columns"]
             if (name := TableName(row["schema"], row["name"])) in there
         }
-        count = 0
-        for table in tables.values():
-            share = 1 if table.rows <= WHOLE_ROWS else fraction or min(rows / table.rows, 1)
-            wanted = _wanted(table, share, _odd_places(theirs, table, share, words))
-            count += _copy(theirs, ours, wanted, table)
         keys = theirs.execute(_FOREIGN_KEYS.encode()).fetchall()
+        count = _draw(theirs, ours, tables.values(), words, fraction, rows)
         count += _add_parents(theirs, ours, keys, tables)
         ours.execute(_SET_SEQUENCES.encode())
         ours.commit()
         lacks += _restore(target, dump, "post-data")
-        ours.execute(b"ANALYZE")
         held = len(ours.execute(_FOREIGN_KEYS.encode()).fetchall())
+        ours.execute(b"ANALYZE")
         ours.commit()
     copy_settings(source, target)
-    about = sum(table.rows for table in tables.values())
+    about = {str(table.name): round(table.rows) for table in tables.values()}
     said = [
-        f"{counted(count, 'row')} of about {round(about):,} in {counted(len(tables), 'table')},"
-        f" on the embedded server, PostgreSQL {target.version}",
+        f"{counted(count, 'row')} of about {sum(about.values()):,} in"
+        f" {counted(len(tables), 'table')}, on the embedded server, PostgreSQL {target.version}",
         f"{held} of {counted(len(keys), 'foreign key')} validated",
+        *_listed("no right to read", unread),
+        *_listed("rows hidden by row-level security in", [r for r in found if r["filtered"]]),
     ]
-    said += _listed("no right to read", [row for row in found if not row["readable"]])
-    said += _listed("rows hidden by row-level security in", [r for r in found if r["filtered"]])
-    return "; ".join([*said, *dict.fromkeys(f"left out: {lack}" for lack in lacks)])
+    return "; ".join([*said, *dict.fromkeys(f"left out: {lack}" for lack in lacks)]), about
 
 
 def _listed(what: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -204,12 +201,29 @@ def _restore(target: Database, dump: Path, section: str) -> list[str]:
 # ---------------------------------------------------------------- the rows
 
 
+def _draw(
+    source: _Session,
+    target: _Session,
+    tables: Iterable[_Table],
+    words: frozenset[str],
+    fraction: float | None,
+    rows: int,
+) -> int:
+    """Copy a part of each table; how many rows these are."""
+    count = 0
+    for table in tables:
+        share = 1 if table.rows <= WHOLE_ROWS else fraction or min(rows / table.rows, 1)
+        places = _odd_places(source, table, share, words)
+        count += _copy(source, target, _wanted(table, share, places), table)
+    return count
+
+
 def _table(source: _Session, row: Mapping[str, Any], name: TableName) -> _Table:
     item = name.sql if row["partitioned"] else f"ONLY {name.sql}"
     rows = row["rows"]
     if rows is None:  # never analysed
-        counted = source.execute(f"SELECT count(*) AS rows FROM {item}".encode())
-        rows = counted.fetchall()[0]["rows"]
+        found = source.execute(f"SELECT count(*) AS rows FROM {item}".encode())
+        rows = found.fetchall()[0]["rows"]
     return _Table(name=name, columns=row["columns"], item=item, rows=rows, pages=row["pages"])
 
 
