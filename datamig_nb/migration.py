@@ -91,6 +91,16 @@ class Migration(Shown):
         object.__setattr__(self, "name", " ".join(name.split()))
         object.__setattr__(self, "steps", flat)
 
+    @classmethod
+    def of_file(cls, name: str, *checks: Step) -> Migration:
+        """What is known of a migration that somebody wrote as a revision: its checks, if any."""
+        if checks:
+            return cls(name, *checks)
+        made = object.__new__(cls)
+        object.__setattr__(made, "name", name)
+        object.__setattr__(made, "steps", ())
+        return made
+
     def replace(self, number: int, step: Steps) -> Migration:
         """A copy with ``step`` in the place of step ``number`` (from 1)."""
         if not 1 <= number <= len(self.steps):

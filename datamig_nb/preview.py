@@ -176,6 +176,8 @@ def preview(
                     rows = rows_before(step, migration.steps[:number], catalog)
                     part = _backfill(connection, step, catalog, rows)
                     hazards += preview_hazards.misfits(step, part.rows, catalog)
+                    table = catalog.table(step.table)
+                    hazards += preview_hazards.dear_rewrite(step, table, part.changed_rows)
                     backfills.append(part)
                 elif isinstance(step, Transform) and step.twin:
                     twins += compare_twins(connection, step, catalog)

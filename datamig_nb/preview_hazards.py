@@ -93,6 +93,30 @@ def misfits(step: Backfill, rows: int, catalog: Catalog) -> list[Hazard]:
     ]
 
 
+#: A table from this size on, of which half the rows change, is worth a thought about rewriting it.
+REWRITE_BYTES = 256 * 1024**2
+
+
+def dear_rewrite(step: Backfill, table: Table, changed_rows: int) -> list[Hazard]:
+    """Where writing the table anew would cost much less than changing most of its rows.
+
+    Source of the share: ``./dev bench backfill``, the line of the table written anew.
+    """
+    is_large = table.total_bytes >= REWRITE_BYTES and changed_rows >= table.estimated_rows / 2
+    if step.using is not None or not is_large:
+        return []
+    size = f"{table.total_bytes / 1024**2:,.0f} MB"
+    return [
+        Hazard(
+            severity="note",
+            what=f"most of {table.name}, {size} with its indexes, is written again row by row",
+            rows=changed_rows,
+            advice="if writers can stay away meanwhile, CREATE TABLE AS, its indexes and a swap of"
+            " names take less than half the time; by your hand, for it loses what they write",
+        )
+    ]
+
+
 @dataclass(frozen=True)
 class _Condition:
     """A condition over the predicted rows that must not hold."""

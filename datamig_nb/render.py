@@ -39,6 +39,8 @@ class Revision(Shown):
     down_revision: str | None
     #: Path of the project's alembic.ini; None where no project was given.
     alembic: Path | None = None
+    #: Where the file lies that somebody else wrote; None for one that was rendered here.
+    path: Path | None = None
 
     @property
     def digest(self) -> str:
@@ -48,8 +50,8 @@ class Revision(Shown):
     @property
     def story(self) -> str:
         """The part of the text that tells what is done: from ``upgrade`` to the SQL."""
-        start, end = self.text.index("def upgrade("), self.text.index("\n\n\n# -------- functions")
-        return self.text[start:end]
+        story, _, _ = self.text.partition("\n\n\n# -------- functions")
+        return story[max(story.find("def upgrade("), 0) :]
 
     def __repr__(self) -> str:
         lines = len(self.text.splitlines())

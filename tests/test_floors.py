@@ -79,6 +79,7 @@ FLOORS = {
     "subset": 8,
     "alembic_runs": 11,
     "places": 12,
+    "revision_file": 11,
     "plans": 3,
     "measure": 4,
     "forecast": 5,
