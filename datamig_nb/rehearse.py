@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Collection, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from datamig_nb.meter import measuring
 from datamig_nb.migration import Migration, added_columns
 from datamig_nb.names import TableName
 from datamig_nb.places import Place, kind, place
+from datamig_nb.progress import live_line
 from datamig_nb.rehearsal import Rehearsal, Stage
 from datamig_nb.render import Revision
 from datamig_nb.revision_file import read_revision
@@ -102,6 +103,7 @@ def rehearse(
         Names of faults to try as well, each on a copy of its own: see ``FAULTS``.
     progress
         Called with the name of each stage as it begins, and with each line that Alembic logs.
+        Where none is given they are shown in one line, if somebody is looking on.
 
     Raises
     ------
@@ -126,12 +128,10 @@ def rehearse(
             'leave them out, or rehearse with on="clone" on that server',
         )
     given = place(db, revision, on, fraction=fraction, rows=rows, confirm=confirm)
-    work = _Work(source=db, revision=revision, progress=progress or (lambda _: None))
-    try:
-        with work.copied(where, given), runner_for(revision, work.copy, work.tell) as work.runner:
+    with live_line() as line:
+        work = _Work(source=db, revision=revision, progress=progress or line)
+        with suppress(_StoppedError), work.copied(where, given), work.placed():
             _carry_out(work, tuple(faults))
-    except _StoppedError:
-        pass
     return Rehearsal(
         revision=revision,
         digest=revision.digest,
@@ -163,6 +163,8 @@ class _Work:
     source: Database
     revision: Revision
     progress: Callable[[str], None]
+    #: Name of the stage under way.
+    under_way: str = "prepare"
     copy: Clone = field(init=False)
     runner: Runner = field(init=False)
     #: All tables with their columns before the upgrade, and those that the migration touches.
@@ -194,12 +196,19 @@ class _Work:
             self.stages.append(made)
             yield
 
+    @contextmanager
+    def placed(self) -> Generator[None]:
+        """Alembic for the revision on the copy."""
+        with runner_for(self.revision, self.copy, self.tell) as self.runner:
+            yield
+
     def tell(self, line: str) -> None:
         """Tell a line that belongs to the stage under way."""
-        self.progress(line)
+        self.progress(f"{self.under_way}: {line}")
 
     def stage(self, name: str, work: Callable[[], str]) -> None:
         """Do the work and note it; what it returns is the detail, what it raises ends all."""
+        self.under_way = name
         self.progress(name)
         started = time.monotonic()
         try:

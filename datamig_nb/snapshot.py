@@ -80,15 +80,24 @@ def hash_columns(db: Database, name: TableName, columns: tuple[str, ...]) -> dic
     """
     with db.read_only(f"hashing {name}", timeout_seconds=3600) as connection:
         key = read_table(connection, name).key
-        groups = {column: (*key, column) for column in columns} if key else {"row": columns}
-        sums = "".join(
-            f",\n       coalesce(sum(hashtextextended(ROW({', '.join(map(quote, group))})::text, 0)"
-            f"::numeric), 0)::text AS h{number}"
-            for number, group in enumerate(groups.values())
-        )
-        statement = f"SELECT count(*)::text AS row_count{sums}\n  FROM ONLY {name.sql}"
-        found = run(connection, statement).one()
-    return {ROWS: found[0], **dict(zip(groups, found[1:], strict=True))}
+        hashed, item = {"row": _ROW_HASH.format(_row(columns))}, f"ONLY {name.sql}"
+        if key:
+            # The key is hashed once a row, and is the seed of each column's hash.
+            hashed = {column: _COLUMN_HASH.format(quote(column)) for column in columns}
+            key_hash = f"hashtextextended({_row(key)}::text, 0) AS datamig_key"
+            item = f"(SELECT *, {key_hash}\n          FROM {item} OFFSET 0) AS keyed"
+        values = "".join(f",\n       coalesce({each}::text, '')" for each in hashed.values())
+        found = run(connection, f"SELECT count(*)::text{values}\n  FROM {item}").one()
+    return {ROWS: found[0], **dict(zip(hashed, found[1:], strict=True))}
+
+
+def _row(columns: Iterable[str]) -> str:
+    return f"ROW({', '.join(map(quote, columns))})"
+
+
+# Rows with a key are all different, so none cancels another out.
+_COLUMN_HASH = "bit_xor(hashtextextended({}::text, datamig_key))"
+_ROW_HASH = "sum(hashtextextended({}::text, 0)::numeric)"
 
 
 def differing(before: Snapshot, after: Snapshot) -> tuple[tuple[TableName, str], ...]:

@@ -17,6 +17,7 @@ FLOORS = {
     "errors": 0,
     "inlined": 0,
     "inlined_values": 0,
+    "progress": 0,
     "supervisor": 0,
     "functions": 1,
     "inlined_jobs": 1,

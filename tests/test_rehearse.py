@@ -370,8 +370,8 @@ def test_revision_that_connects_by_itself_reaches_the_clone_only(
     rehearsal = rehearse(shop, revision)
 
     assert rehearsal.summary == (
-        "FAILED at everything else unchanged: differs from before: public.customer.score,"
-        " the number of rows of public.log, public.log.row"
+        "FAILED at everything else unchanged: differs from before: public.customer.score in 300"
+        " rows, the number of rows of public.log (was 20), public.log.row"
     )
     assert everything(shop) == before
 
