@@ -21,9 +21,10 @@ from datamig_nb.checks import (
 from datamig_nb.clones import Clones, clones, drop_clones
 from datamig_nb.composed import fill_nulls
 from datamig_nb.compound import change_type, create_table_as, merge_rows
-from datamig_nb.database import Database, connect
+from datamig_nb.database import Database, connect, guide_database
 from datamig_nb.errors import DatamigError
 from datamig_nb.export import Export, export
+from datamig_nb.extraction import extract_table
 from datamig_nb.migration import Migration
 from datamig_nb.operations import (
     add_column,
@@ -108,7 +109,9 @@ __all__ = [
     "drop_table",
     "export",
     "expr",
+    "extract_table",
     "fill_nulls",
+    "guide_database",
     "insert_rows",
     "keep_in_step",
     "map_values",

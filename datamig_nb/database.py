@@ -28,7 +28,7 @@ from datamig_nb.errors import (
     UnknownColumnError,
     UnknownTableError,
 )
-from datamig_nb.names import TableName
+from datamig_nb.names import TableName, quote
 from datamig_nb.server import ensure_server
 
 #: How long one statement of profile, preview or validate may take unless told otherwise.
@@ -468,6 +468,31 @@ def _samples(fresh: bool) -> Database:
         if not _exists(connection, _SAMPLES):
             connection.execute(f"CREATE DATABASE {_SAMPLES} TEMPLATE {_PRISTINE}")
     return postgres.at(_SAMPLES)
+
+
+def guide_database(name: str = "guide", *, rows: int = 1_000) -> Database:
+    """The tables of the migration guide alone, in a database of their own, made anew.
+
+    Parameters
+    ----------
+    name
+        Name of the database, on the server of the samples; one of that name is dropped.
+    rows
+        Rows of ``guide.user`` and of ``guide.large_table``; see :mod:`datamig_nb.samples`.
+    """
+    if not name.startswith("guide"):
+        raise DatabaseError(f"{name!r} is no name for the guide's tables; begin it with 'guide'")
+    server = ensure_server()
+    made = _checked(sa.make_url(server.url("postgres"))).at(name)
+    with (
+        explained("making the guide's tables", made.url),
+        psycopg.connect(_libpq(made.at("postgres").url), autocommit=True) as connection,
+    ):
+        connection.execute(f"DROP DATABASE IF EXISTS {quote(name)} WITH (FORCE)".encode())
+        connection.execute(f"CREATE DATABASE {quote(name)} TEMPLATE template0".encode())
+        with psycopg.connect(_libpq(made.url)) as loader:
+            samples.load_guide(loader, rows)
+    return made
 
 
 def _make_pristine(connection: psycopg.Connection[Any], postgres: Database) -> None:

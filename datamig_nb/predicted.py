@@ -25,7 +25,7 @@ from datamig_nb.statements import (
     parenthesised,
     source,
 )
-from datamig_nb.steps import Backfill, DeleteRows, InsertRows
+from datamig_nb.steps import Backfill, DeleteRows, InsertRows, KeepInStep
 
 
 def foreseeable(migration: Migration) -> Migration:
@@ -53,6 +53,8 @@ def _inlined(step: Step, queries: Mapping[TableName, str]) -> Step:
         case Backfill(assign=assign, where=where, using=using, on=on):
             values = {column: text(value) for column, value in assign.items()}
             return replace(step, assign=values, where=text(where), using=text(using), on=text(on))
+        case KeepInStep(assign=assign):
+            return replace(step, assign={column: text(value) for column, value in assign.items()})
         case InsertRows(select=select):
             return replace(step, select=text(select))
         case DeleteRows(where=where):

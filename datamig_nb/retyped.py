@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import psycopg
 import sqlalchemy as sa
 
-from datamig_nb.checks import QueryCheck, RowCheck, rows_check
+from datamig_nb.checks import QueryCheck, RowCheck, check
 from datamig_nb.compound import ChangeType, Exchanged, Hanging, Swap
 from datamig_nb.database import Table, read_table
 from datamig_nb.errors import ExpressionError, MigrationError
 from datamig_nb.migration import Step
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.operations import add_column, alter_column
-from datamig_nb.sequence import Thing, freed
+from datamig_nb.sequence import Thing, freed, made
+from datamig_nb.stages import failing_rows
 from datamig_nb.statements import columns_read, names_in
 from datamig_nb.steps import backfill, keep_in_step
 from datamig_nb.swaps import renamed
@@ -78,7 +79,7 @@ class _Change:
 
 
 def retype(
-    connection: sa.Connection, steps: Sequence[ChangeType], earlier: Iterable[Step], major: int
+    connection: sa.Connection, steps: Sequence[ChangeType], earlier: Sequence[Step], major: int
 ) -> list[Step]:
     """The steps of changes that take place together.
 
@@ -88,6 +89,7 @@ def retype(
         If something hangs on a column that cannot go along.
     """
     gone = {thing for step in earlier for thing in freed(step)}
+    new = {thing[1].name for step in earlier for thing in made(step)}
     changes = [_change(connection, step, major) for step in steps]
     hanging = _all_hanging(connection, changes, gone)
     found: list[Step] = []
@@ -95,7 +97,8 @@ def retype(
         column = sa.Column(change.new, Written(change.type))
         table = change.step.table
         found.append(add_column(table.name, column, schema=table.schema))
-        if change.step.otherwise is None and not _reads_new(change, changes):
+        reads_new = _reads_new(change, changes) or names_in(change.value) & new
+        if change.step.otherwise is None and not reads_new:
             name = f"every {change.step.column} of {table} has a value of type {change.type}"
             failing = f"{change.has}\n   AND ({change.value}) IS NULL"
             found.append(RowCheck(name=name, table=table, failing=failing, before=True))
@@ -108,8 +111,10 @@ def retype(
     for change, column in zip(changes, columns, strict=True):
         table = change.step.table
         if change.step.otherwise is None:
-            name = f"no {change.step.column} of {table} is lost"
-            found.append(rows_check(name, table, f"{change.has} AND {quote(change.new)} IS NULL"))
+            # Rows that were written meanwhile, too.
+            lost = f"{change.has} AND {quote(change.new)} IS NULL"
+            rows = failing_rows(table, lost, change.table.key)
+            found.append(check(f"no {change.step.column} of {table} is lost", rows))
         if column.not_null:
             found.append(alter_column(table.name, change.new, nullable=False, schema=table.schema))
     return [*found, Swap(columns=tuple(columns), hanging=tuple(hanging))]
@@ -227,7 +232,8 @@ SELECT contype::text AS kind, n.nspname AS schema, t.relname AS table, conname A
        CASE WHEN contype IN ('p', 'u') THEN ARRAY(
            SELECT attname::text FROM unnest(conkey) WITH ORDINALITY AS k (num, place)
              JOIN pg_attribute ON attrelid = conrelid AND attnum = num ORDER BY place
-       ) END AS columns
+       ) END AS columns,
+       ARRAY[CASE contype WHEN 'c' THEN pg_get_expr(conbin, conrelid) END] AS texts
   FROM pg_constraint c
   JOIN pg_class t ON t.oid = conrelid JOIN pg_namespace n ON n.oid = t.relnamespace
   LEFT JOIN pg_class ft ON ft.oid = confrelid LEFT JOIN pg_namespace fn ON fn.oid = ft.relnamespace
@@ -238,7 +244,8 @@ SELECT contype::text AS kind, n.nspname AS schema, t.relname AS table, conname A
  UNION ALL
 SELECT 'i', n.nspname, t.relname, x.relname, pg_get_indexdef(indexrelid), NULL,
        obj_description(indexrelid, 'pg_class'), NULL, NULL, indisunique,
-       indisreplident, indisclustered, NULL
+       indisreplident, indisclustered, NULL,
+       ARRAY[pg_get_expr(indexprs, indrelid), pg_get_expr(indpred, indrelid)]
   FROM pg_index
   JOIN pg_class t ON t.oid = indrelid JOIN pg_namespace n ON n.oid = t.relnamespace
   JOIN pg_class x ON x.oid = indexrelid
@@ -288,6 +295,8 @@ def _all_hanging(
             if thing in gone or (row.kind == "i" and index in gone):
                 continue
             found[table, row.name] = _one_hanging(row, table, changes)
+            for text in filter(None, row.texts):
+                _require_fits(connection, str(row.name), text, table, changes)
     # Keys first, the largest thing to wait for; foreign keys behind what they refer to.
     return sorted(found.values(), key=lambda each: "puicf".index(each.kind))
 
@@ -297,6 +306,28 @@ def _called(schema: str, name: str, changes: Sequence[_Change]) -> TableName:
         if change.step.table.name == name and change.step.table.schema in (None, schema):
             return change.step.table
     return TableName(schema, name)
+
+
+def _require_fits(
+    connection: sa.Connection, name: str, text: str, table: TableName, changes: Sequence[_Change]
+) -> None:
+    """An expression over the columns must be one over those of the new types too."""
+    here = [change for change in changes if change.step.table == table]
+    news = ", ".join(f"CAST(NULL AS {change.type}) AS {quote(change.new)}" for change in here)
+    names = {change.step.column: change.new for change in here}
+    query = f"SELECT {renamed(text, names)}\n  FROM (SELECT *, {news} FROM {table.sql}) AS changed"
+    raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    try:
+        with raw.transaction(), raw.cursor() as cursor:
+            cursor.execute(f"{query} LIMIT 0".encode(), prepare=True)
+    except psycopg.Error as error:
+        if error.sqlstate in (None, "42501"):
+            raise
+        raise MigrationError(
+            f"{name!r} of {str(table)!r} says {text}, which does not go with the new type:"
+            f" {error.diag.message_primary}",
+            "drop it in a step before, and make another behind",
+        ) from error
 
 
 _FOREIGN_KEY = re.compile(r"FOREIGN KEY \((.*?)\) REFERENCES .*?\((.*?)\)(.*)\Z", re.S)
@@ -426,6 +457,10 @@ def _exchanged(connection: sa.Connection, change: _Change, changes: Sequence[_Ch
         at = f"{step.table.sql}.{quote(step.column)}"
         notes.insert(0, f"COMMENT ON COLUMN {at} IS {literal(row.comment)}")
     olds = {c.step.column: c.old for c in changes if c.step.table == step.table}
+    forward = renamed(change.value, olds, step.table.name)
+    if _reads_new(change, changes):  # of another table, whose columns have changed places too
+        names = {c.new: c.step.column for c in changes} | {c.step.column: c.old for c in changes}
+        forward = renamed(change.value, names, None)
     return Exchanged(
         table=step.table,
         column=step.column,
@@ -434,7 +469,7 @@ def _exchanged(connection: sa.Connection, change: _Change, changes: Sequence[_Ch
         type=change.type,
         old_type=change.old_type,
         keep=step.keep,
-        forward=renamed(change.value, olds, step.table.name),
+        forward=forward,
         back=step.back,
         volatile=change.volatile,
         not_null=row.attnotnull,

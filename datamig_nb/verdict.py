@@ -9,6 +9,7 @@ from typing import Literal, cast
 from alembic.operations import ops
 
 from datamig_nb.alembic_runs import AlembicRun
+from datamig_nb.compound import ChangeType, MergeRows
 from datamig_nb.migration import Migration, step_table
 from datamig_nb.names import TableName
 from datamig_nb.steps import Backfill, DeleteRows, InsertRows, KeepInStep, Sql
@@ -66,7 +67,7 @@ def may_change(migration: Migration) -> dict[TableName, set[str] | None] | None:
         return None
     for step in migration.steps:
         match step:
-            case Sql() | DeleteRows(dependants="all"):
+            case Sql() | MergeRows() | DeleteRows(dependants="all"):
                 return None
             case Backfill() | KeepInStep():
                 columns(step.table, step.assign)
@@ -78,6 +79,8 @@ def may_change(migration: Migration) -> dict[TableName, set[str] | None] | None:
                 found.update(
                     dict.fromkeys((step.table, *cast("Sequence[TableName]", step.dependants)))
                 )
+            case ChangeType():
+                columns(step.table, [step.column])
             case ops.DropColumnOp():
                 columns(step_table(step), [step.column_name])
             case ops.AlterColumnOp():

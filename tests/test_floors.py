@@ -58,6 +58,7 @@ FLOORS = {
     "retyped": 6,
     "merged": 6,
     "expanded": 7,
+    "extraction": 6,
     "rewriting": 6,
     "wrapping": 6,
     "preflight": 6,
