@@ -75,13 +75,15 @@ def user_tables(db: Database) -> dict[TableName, tuple[str, ...]]:
 def hash_columns(db: Database, name: TableName, columns: tuple[str, ...]) -> dict[str, str]:
     """An order-free hash of each column together with its row's key, and the row count.
 
+    Without a key, or where it is not among the columns, whole rows are hashed.
+
     Equal hashes mean equal values row by row, but for a chance of about 1 in 2^64 for each
     difference.  Values are compared as text, so that types without a hash count too.
     """
     with db.read_only(f"hashing {name}", timeout_seconds=3600) as connection:
         key = read_table(connection, name).key
         hashed, item = {"row": _ROW_HASH.format(_row(columns))}, f"ONLY {name.sql}"
-        if key:
+        if key and {*key} <= {*columns}:
             # The key is hashed once a row, and is the seed of each column's hash.
             hashed = {column: _COLUMN_HASH.format(quote(column)) for column in columns}
             key_hash = f"hashtextextended({_row(key)}::text, 0) AS datamig_key"
