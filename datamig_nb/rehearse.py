@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Collection, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ from datamig_nb.names import TableName
 from datamig_nb.rehearsal import Rehearsal, Stage
 from datamig_nb.render import Revision
 from datamig_nb.revision_file import read_revision
-from datamig_nb.scene import FaultResult, Scene
+from datamig_nb.scene import FaultResult, Scene, end_state
 from datamig_nb.snapshot import (
     ROWS,
     Snapshot,
@@ -153,6 +153,8 @@ class _Work:
     without: tuple[TableName, ...] = ()
     #: What an undisturbed upgrade left, where faults are to be held against it.
     expected: Snapshot | None = None
+    #: What differs between two of these, in words.
+    varying: tuple[str, ...] = ()
     stages: list[Stage] = field(default_factory=list)
     validation: ValidationReport | None = None
     verdict: Verdict = "not known"
@@ -236,7 +238,8 @@ def _carry_out(work: _Work, faults: tuple[str, ...]) -> None:
     with _pristine(work) as copy:
         _up_and_down(work, before, keep=True)
         for name in faults:
-            work.stage(name, partial(_fault, work, name, copy))
+            with suppress(_StoppedError):  # the next one has a copy of its own
+                work.stage(name, partial(_fault, work, name, copy))
 
 
 def _up_and_down(work: _Work, before: Snapshot, *, keep: bool) -> None:
@@ -289,7 +292,7 @@ def _up_and_down(work: _Work, before: Snapshot, *, keep: bool) -> None:
         others_unchanged,
     )
     if keep:
-        work.expected = work.snapshot(user_tables(work.copy))
+        work.expected = end_state(work.copy, work.tables, work.without)
     work.stage("downgrade", way_back)
     if refuses(downgrade[0]):
         work.verdict = judge(downgrade[0], (), ())
@@ -297,6 +300,9 @@ def _up_and_down(work: _Work, before: Snapshot, *, keep: bool) -> None:
     work.stage("equal to before", equal)
     work.stage("upgrade again", lambda: upgrade("upgrade again"))
     work.stage("checks again", lambda: _checks(work))
+    if work.expected is not None:
+        again = end_state(work.copy, work.tables, work.without)
+        work.varying = differences(work.expected, again)
 
 
 def _look_at_tables(work: _Work) -> None:
@@ -343,9 +349,14 @@ def _counted(work: _Work, before: Snapshot, found: Sequence[tuple[TableName, str
     return ", ".join(said)
 
 
+def _complete(revision: Revision, database: Database) -> None:
+    """Do what the upgrade left to workers."""
+    if any(step.walk.job is not None for step in revision.migration.backfills):
+        work_off(database, revision.id)
+
+
 def _checks(work: _Work) -> str:
-    if any(step.walk.job is not None for step in work.revision.migration.backfills):
-        work_off(work.copy, work.revision.id)
+    _complete(work.revision, work.copy)
     if not any(not check.before for check in work.revision.migration.checks):
         return "the migration has none"
     work.validation = validate(work.copy, work.revision.migration)
@@ -375,6 +386,8 @@ def _fault(work: _Work, name: str, copy: Callable[[], AbstractContextManager[Clo
         touched=work.touched,
         without=work.without,
         expected=work.expected,
+        varying=work.varying,
+        complete=partial(_complete, work.revision),
         cost=work.measured[0],
         progress=work.progress,
     )

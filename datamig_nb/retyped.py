@@ -11,7 +11,7 @@ from typing import Any, cast
 import psycopg
 import sqlalchemy as sa
 
-from datamig_nb.checks import QueryCheck, RowCheck, rows_check
+from datamig_nb.checks import QueryCheck, RowCheck, check
 from datamig_nb.compound import ChangeType, Exchanged, Hanging, Swap
 from datamig_nb.database import Table, read_table
 from datamig_nb.errors import ExpressionError, MigrationError
@@ -19,6 +19,7 @@ from datamig_nb.migration import Step
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.operations import add_column, alter_column
 from datamig_nb.sequence import Thing, freed, made
+from datamig_nb.stages import failing_rows
 from datamig_nb.statements import columns_read, names_in
 from datamig_nb.steps import backfill, keep_in_step
 from datamig_nb.swaps import renamed
@@ -110,8 +111,10 @@ def retype(
     for change, column in zip(changes, columns, strict=True):
         table = change.step.table
         if change.step.otherwise is None:
-            name = f"no {change.step.column} of {table} is lost"
-            found.append(rows_check(name, table, f"{change.has} AND {quote(change.new)} IS NULL"))
+            # Rows that were written meanwhile, too.
+            lost = f"{change.has} AND {quote(change.new)} IS NULL"
+            rows = failing_rows(table, lost, change.table.key)
+            found.append(check(f"no {change.step.column} of {table} is lost", rows))
         if column.not_null:
             found.append(alter_column(table.name, change.new, nullable=False, schema=table.schema))
     return [*found, Swap(columns=tuple(columns), hanging=tuple(hanging))]
@@ -229,7 +232,8 @@ SELECT contype::text AS kind, n.nspname AS schema, t.relname AS table, conname A
        CASE WHEN contype IN ('p', 'u') THEN ARRAY(
            SELECT attname::text FROM unnest(conkey) WITH ORDINALITY AS k (num, place)
              JOIN pg_attribute ON attrelid = conrelid AND attnum = num ORDER BY place
-       ) END AS columns
+       ) END AS columns,
+       ARRAY[CASE contype WHEN 'c' THEN pg_get_expr(conbin, conrelid) END] AS texts
   FROM pg_constraint c
   JOIN pg_class t ON t.oid = conrelid JOIN pg_namespace n ON n.oid = t.relnamespace
   LEFT JOIN pg_class ft ON ft.oid = confrelid LEFT JOIN pg_namespace fn ON fn.oid = ft.relnamespace
@@ -240,7 +244,8 @@ SELECT contype::text AS kind, n.nspname AS schema, t.relname AS table, conname A
  UNION ALL
 SELECT 'i', n.nspname, t.relname, x.relname, pg_get_indexdef(indexrelid), NULL,
        obj_description(indexrelid, 'pg_class'), NULL, NULL, indisunique,
-       indisreplident, indisclustered, NULL
+       indisreplident, indisclustered, NULL,
+       ARRAY[pg_get_expr(indexprs, indrelid), pg_get_expr(indpred, indrelid)]
   FROM pg_index
   JOIN pg_class t ON t.oid = indrelid JOIN pg_namespace n ON n.oid = t.relnamespace
   JOIN pg_class x ON x.oid = indexrelid
@@ -290,6 +295,8 @@ def _all_hanging(
             if thing in gone or (row.kind == "i" and index in gone):
                 continue
             found[table, row.name] = _one_hanging(row, table, changes)
+            for text in filter(None, row.texts):
+                _require_fits(connection, str(row.name), text, table, changes)
     # Keys first, the largest thing to wait for; foreign keys behind what they refer to.
     return sorted(found.values(), key=lambda each: "puicf".index(each.kind))
 
@@ -299,6 +306,28 @@ def _called(schema: str, name: str, changes: Sequence[_Change]) -> TableName:
         if change.step.table.name == name and change.step.table.schema in (None, schema):
             return change.step.table
     return TableName(schema, name)
+
+
+def _require_fits(
+    connection: sa.Connection, name: str, text: str, table: TableName, changes: Sequence[_Change]
+) -> None:
+    """An expression over the columns must be one over those of the new types too."""
+    here = [change for change in changes if change.step.table == table]
+    news = ", ".join(f"CAST(NULL AS {change.type}) AS {quote(change.new)}" for change in here)
+    names = {change.step.column: change.new for change in here}
+    query = f"SELECT {renamed(text, names)}\n  FROM (SELECT *, {news} FROM {table.sql}) AS changed"
+    raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    try:
+        with raw.transaction(), raw.cursor() as cursor:
+            cursor.execute(f"{query} LIMIT 0".encode(), prepare=True)
+    except psycopg.Error as error:
+        if error.sqlstate in (None, "42501"):
+            raise
+        raise MigrationError(
+            f"{name!r} of {str(table)!r} says {text}, which does not go with the new type:"
+            f" {error.diag.message_primary}",
+            "drop it in a step before, and make another behind",
+        ) from error
 
 
 _FOREIGN_KEY = re.compile(r"FOREIGN KEY \((.*?)\) REFERENCES .*?\((.*?)\)(.*)\Z", re.S)
@@ -428,6 +457,10 @@ def _exchanged(connection: sa.Connection, change: _Change, changes: Sequence[_Ch
         at = f"{step.table.sql}.{quote(step.column)}"
         notes.insert(0, f"COMMENT ON COLUMN {at} IS {literal(row.comment)}")
     olds = {c.step.column: c.old for c in changes if c.step.table == step.table}
+    forward = renamed(change.value, olds, step.table.name)
+    if _reads_new(change, changes):  # of another table, whose columns have changed places too
+        names = {c.new: c.step.column for c in changes} | {c.step.column: c.old for c in changes}
+        forward = renamed(change.value, names, None)
     return Exchanged(
         table=step.table,
         column=step.column,
@@ -436,7 +469,7 @@ def _exchanged(connection: sa.Connection, change: _Change, changes: Sequence[_Ch
         type=change.type,
         old_type=change.old_type,
         keep=step.keep,
-        forward=renamed(change.value, olds, step.table.name),
+        forward=forward,
         back=step.back,
         volatile=change.volatile,
         not_null=row.attnotnull,

@@ -75,12 +75,15 @@ def user_tables(db: Database) -> dict[TableName, tuple[str, ...]]:
 def hash_columns(db: Database, name: TableName, columns: tuple[str, ...]) -> dict[str, str]:
     """An order-free hash of each column together with its row's key, and the row count.
 
+    Without a key, or where it is not among the columns, whole rows are hashed.
+
     Equal hashes mean equal values row by row, but for a chance of about 1 in 2^64 for each
     difference.  Values are compared as text, so that types without a hash count too.
     """
     with db.read_only(f"hashing {name}", timeout_seconds=3600) as connection:
         key = read_table(connection, name).key
-        groups = {column: (*key, column) for column in columns} if key else {"row": columns}
+        by_key = key and {*key} <= {*columns}
+        groups = {c: (*key, c) for c in columns} if by_key else {"row": columns}
         sums = "".join(
             f",\n       coalesce(sum(hashtextextended(ROW({', '.join(map(quote, group))})::text, 0)"
             f"::numeric), 0)::text AS h{number}"

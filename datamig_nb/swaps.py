@@ -17,10 +17,10 @@ Way: TypeAlias = Literal["there", "back"]
 _WHOLE = ("smallint", "integer", "bigint")
 
 
-def renamed(text: str, names: Mapping[str, str], table: str = "") -> str:
+def renamed(text: str, names: Mapping[str, str], table: str | None = "") -> str:
     """SQL in which columns have other names; functions, types and collations keep theirs.
 
-    A name behind a dot is a column's only where ``table`` is in front of it.
+    A name behind a dot is a column's only where ``table`` is in front of it, None: always.
     """
     pieces, last = list[str](), 0
     for found in TOKENS.finditer(text):
@@ -29,8 +29,8 @@ def renamed(text: str, names: Mapping[str, str], table: str = "") -> str:
             continue
         before, after = text[: found.start()].rstrip(), text[found.end() :].lstrip()
         is_other = before.endswith("::") or before.upper().endswith("COLLATE")
-        if before.endswith("."):
-            is_other |= not before[:-1].endswith((table, quote(table))) or not table
+        if before.endswith(".") and table is not None:
+            is_other |= not table or not before[:-1].endswith((table, quote(table)))
         if is_other or (after.startswith("(") and found["plain"]):
             continue
         pieces += [text[last : found.start()], quote(names[name])]

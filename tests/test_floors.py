@@ -44,6 +44,7 @@ FLOORS = {
     "watch": 3,
     "workers": 4,
     "migration": 4,
+    "dropped": 5,
     "kept": 5,
     "targets": 6,
     "operations": 5,
