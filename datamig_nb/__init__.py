@@ -19,13 +19,13 @@ from datamig_nb.checks import (
     unique,
 )
 from datamig_nb.clones import Clones, clones, drop_clones
-from datamig_nb.composed import fill_nulls
+from datamig_nb.composed import drop_columns, drop_tables, fill_new_column, fill_nulls
 from datamig_nb.compound import change_type, create_table_as, merge_rows
 from datamig_nb.database import Database, connect, guide_database
 from datamig_nb.errors import DatamigError
 from datamig_nb.export import Export, export
 from datamig_nb.extraction import extract_table
-from datamig_nb.migration import Migration
+from datamig_nb.migration import Migration, Steps
 from datamig_nb.operations import (
     add_column,
     alter_column,
@@ -51,6 +51,7 @@ from datamig_nb.project import create_project
 from datamig_nb.rehearsal import Rehearsal
 from datamig_nb.rehearse import rehearse
 from datamig_nb.render import Revision, render
+from datamig_nb.revision_file import read_revision
 from datamig_nb.rewriting import batched_update, cross_table, normalize, transform_rows
 from datamig_nb.set_aside import SetAside, conflicts, quarantined
 from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step
@@ -75,6 +76,7 @@ __all__ = [
     "RunState",
     "Runs",
     "SetAside",
+    "Steps",
     "TableProfile",
     "ValidationReport",
     "add_column",
@@ -104,12 +106,15 @@ __all__ = [
     "delete_rows",
     "drop_clones",
     "drop_column",
+    "drop_columns",
     "drop_constraint",
     "drop_index",
     "drop_table",
+    "drop_tables",
     "export",
     "expr",
     "extract_table",
+    "fill_new_column",
     "fill_nulls",
     "guide_database",
     "insert_rows",
@@ -124,6 +129,7 @@ __all__ = [
     "preview",
     "profile",
     "quarantined",
+    "read_revision",
     "rehearse",
     "rename_table",
     "render",

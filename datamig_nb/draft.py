@@ -10,6 +10,7 @@ from types import MappingProxyType
 from alembic.operations import ops
 
 from datamig_nb import (
+    dropped,
     kept,
     preflight,
     schema,
@@ -25,7 +26,7 @@ from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
 from datamig_nb.compound import ChangeType, Exchanged, MergeRows, Swap
 from datamig_nb.errors import MissingKeyError
 from datamig_nb.functions import pasted, require_free_names
-from datamig_nb.migration import Migration, Step, checksum_checks
+from datamig_nb.migration import Migration, Step, checksum_checks, step_table
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.source import (
     INLINED,
@@ -218,7 +219,9 @@ class Draft:
             case Unchanged():
                 return [f"require({self.check(f'{step.name} unchanged', _differs_now(step))})"]
             case BackUp() | RowCheck() | QueryCheck():
-                return []  # in the backfills, and in the preflight
+                return []  # in the backfills, before what is dropped, and in the preflight
+            case ops.DropColumnOp() | ops.DropTableOp() if self._keeper(step) is not None:
+                return self._drop_and_keep(step)
             case _:
                 assert not isinstance(step, ChangeType | MergeRows)  # taken apart before
                 found = self.catalog.found[self._number(step) - 1]
@@ -534,6 +537,8 @@ class Draft:
         assert not isinstance(step, ChangeType | MergeRows)  # taken apart before
         if sequence.goes_with_another(step, self.migration.steps):
             return ()
+        if isinstance(step, ops.DropColumnOp | ops.DropTableOp) and self._keeper(step) is not None:
+            return self._add_back(step)
         return schema.downgrade_statements(step, self.catalog.found[self._number(step) - 1])
 
     @property
@@ -648,9 +653,12 @@ class Draft:
             case Swap():
                 return self._swap_back(step)
             case _:
-                way = self._way_back_of(step)
+                way, keeper = self._way_back_of(step), self._keeper(step)
                 assert not isinstance(way, NoWayBack)  # else there is no downgrade
-                return [self._statement(each, once=_takes_away(step)) for each in way]
+                once = _takes_away(step) and keeper is None
+                lines = [self._statement(each, once=once) for each in way]
+                is_first = keeper is not None and step in self._kept_drops(keeper)[:1]
+                return lines + (self._fill_again(keeper) if keeper and is_first else [])
 
     def _written_since(self, column: Exchanged) -> tuple[str, str]:
         return swaps.written_since(column, self._key_of(column.table))
@@ -739,6 +747,90 @@ class Draft:
             lines.append(self._run_over(name, part.table, keys, work, saved))
             lines += self._drop_kept(saved, note)
         return lines
+
+    # ------------------------------------------------ what is dropped and kept
+
+    def _keeper(self, step: Step) -> BackUp | None:
+        return dropped.kept_by(step, self.migration.steps)
+
+    def _kept_drops(self, keeper: BackUp) -> list[ops.DropColumnOp]:
+        return dropped.kept_columns(keeper, self.migration.steps)
+
+    def _definition(self, step: Step) -> tuple[str | None, ...] | None:
+        return self.catalog.found[self._number(step) - 1].definition
+
+    def _dropped(self, step: ops.DropColumnOp) -> dropped.DroppedColumn | NoWayBack:
+        name = step.column_name
+        return dropped.DroppedColumn.of(step_table(step), name, self._definition(step))
+
+    def _kept_place(self, keeper: BackUp) -> str:
+        return f"datamig.kept_{ID}_{self._number(keeper)}"
+
+    def _columns_kept(self, keeper: BackUp) -> dropped.KeptColumns:
+        table = self.catalog.table(keeper.table)
+        columns = [step.column_name for step in self._kept_drops(keeper)]
+        if not table.key or set(columns) & set(table.key):
+            raise MissingKeyError(str(table.name))
+        return dropped.KeptColumns(
+            name=self._kept_place(keeper),
+            table=table.name,
+            key=table.key,
+            types={column: table.column(column).type for column in columns},
+        )
+
+    def _drop_and_keep(self, step: ops.DropColumnOp | ops.DropTableOp) -> list[str]:
+        keeper = self._keeper(step)
+        assert keeper is not None
+        if isinstance(step, ops.DropTableOp):
+            place, definition = self._kept_place(keeper), self._definition(step)
+            assert definition is not None
+            check = self.check(*dropped.nothing_refers(keeper.table))
+            move = dropped.move_away(keeper.table, place, definition)
+            return [f"require({check})", self._statement(move, once=True)]
+        lines = list[str]()
+        if step is self._kept_drops(keeper)[0]:
+            saved = self._columns_kept(keeper)
+            make = zip(("keep", "keep key"), saved.make(), strict=True)
+            lines += [f"step({self.constant(wish, statement)})" for wish, statement in make]
+            name = f"keep {', '.join(saved.types)} of {saved.table} ({self._number(keeper)})"
+            more = {"remaining": self.constant("not kept", saved.not_kept("count(*)"))}
+            work = self.constant("keep batch", saved.keep_batch())
+            lines.append(self._run(name, saved.table, tuple(map(quote, saved.key)), work, more))
+            lines.append(f"require({self.check(*saved.not_kept_rows())})")
+        (drop,) = schema.upgrade_statements(step)
+        return [*lines, self._statement(drop, once=True)]
+
+    def _add_back(
+        self, step: ops.DropColumnOp | ops.DropTableOp
+    ) -> tuple[Statement, ...] | NoWayBack:
+        keeper = self._keeper(step)
+        assert keeper is not None
+        if isinstance(step, ops.DropTableOp):
+            definition = self._definition(step)
+            assert definition is not None
+            return dropped.move_back(keeper.table, self._kept_place(keeper), definition)
+        column = self._dropped(step)
+        if isinstance(column, NoWayBack):
+            return column
+        return dropped.add_back(keeper.table, column)
+
+    def _fill_again(self, keeper: BackUp) -> list[str]:
+        """Put values back into columns that were dropped, and make them what they were."""
+        saved, drops = self._columns_kept(keeper), self._kept_drops(keeper)
+        name = f"restore {', '.join(saved.types)} of {saved.table} ({self._number(keeper)})"
+        work = self.constant(f"restore {' '.join(saved.types)}", saved.restore_batch())
+        keys = tuple(f"kept.{quote(part)}" for part in saved.key)
+        columns = [
+            column for drop in drops if not isinstance(column := self._dropped(drop), NoWayBack)
+        ]
+        whole = dropped.complete(
+            saved.table, columns, self.catalog.found[self._number(drops[0]) - 1]
+        )
+        return [
+            self._run_over(name, saved.table, keys, work, saved.name),
+            *(self._statement(each, once=False) for each in whole),
+            self._statement(Statement(sql=f"DROP TABLE IF EXISTS {saved.name}"), once=True),
+        ]
 
     def _run_over(
         self,

@@ -14,7 +14,7 @@ from typing import TypeAlias
 from alembic.operations import ops
 from sqlalchemy.dialects.postgresql import DOMAIN
 
-from datamig_nb import ddl, stages
+from datamig_nb import ddl, dropped, stages
 from datamig_nb.compound import CreateTableAs, Swap
 from datamig_nb.migration import CreateEnum, Step, step_table
 from datamig_nb.names import TableName, literal, sqlalchemy_dialect
@@ -54,6 +54,10 @@ def definition_query(step: Step) -> str | None:
             return (
                 f"SELECT (SELECT pg_get_expr(adbin, adrelid)\n          FROM pg_attrdef JOIN {of})"
             )
+        case ops.DropColumnOp():
+            return dropped.column_query(step_table(step), step.column_name)
+        case ops.DropTableOp():
+            return dropped.table_query(step_table(step))
         case ops.DropIndexOp():
             return (
                 "SELECT pg_get_indexdef(indexrelid), nspname, relname\n"

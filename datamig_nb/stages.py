@@ -271,6 +271,13 @@ def concurrently(definition: str) -> str:
     )
 
 
+def index_name(definition: str) -> str:
+    """The name of the index that ``pg_get_indexdef`` tells of."""
+    found = re.match(r'CREATE (?:UNIQUE )?INDEX ("(?:[^"]|"")+"|\S+) ', definition)
+    assert found is not None
+    return TableName.parse(found[1]).name
+
+
 def require_whole(what: str, table: TableName, found: Found) -> None:
     """Refuse an index of a table with partitions: PostgreSQL builds it under a lock only."""
     if found.partitioned:

@@ -121,17 +121,17 @@ class DeleteRows:
 
 @dataclass(frozen=True, kw_only=True)
 class BackUp:
-    """Keep the old and the new value of columns, for each row whose value changes."""
+    """Keep the old and the new value of columns, for each row whose value changes or goes."""
 
-    #: Table whose backfills keep what they overwrite.
+    #: Table whose backfills keep what they overwrite, and later steps what they drop.
     table: TableName
-    #: Columns that are kept.
+    #: Columns that are kept; () for the whole table, which a later step drops.
     columns: tuple[str, ...]
 
     def __str__(self) -> str:
-        return (
-            f"keep the old and the new {listed(self.columns)} of rows of {self.table} that change"
-        )
+        if not self.columns:
+            return f"keep the table {self.table}, moved to the schema datamig when it is dropped"
+        return f"keep {listed(self.columns)} of rows of {self.table} that change, or lose them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,8 +313,11 @@ def back_up(table: str | TableName, *columns: str) -> BackUp:
 
     Only rows that change are kept.  The downgrade restores a value where it is still the one that
     the migration wrote, and lists the others in ``datamig.conflict``.
+
+    Where a later step drops a column, the values of all rows are kept, copied in batches right
+    before.  Without columns the table itself is kept, which a later ``drop_table`` then only moves
+    to the schema ``datamig``, without copying.
     """
-    listed(columns)
     return BackUp(table=TableName.parse(table), columns=columns)
 
 
