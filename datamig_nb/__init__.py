@@ -19,11 +19,13 @@ from datamig_nb.checks import (
     unique,
 )
 from datamig_nb.clones import Clones, clones, drop_clones
-from datamig_nb.composed import fill_nulls
-from datamig_nb.database import Database, connect
+from datamig_nb.composed import drop_columns, drop_tables, fill_new_column, fill_nulls
+from datamig_nb.compound import change_type, create_table_as, merge_rows
+from datamig_nb.database import Database, connect, guide_database
 from datamig_nb.errors import DatamigError
 from datamig_nb.export import Export, export
-from datamig_nb.migration import Migration
+from datamig_nb.extraction import extract_table
+from datamig_nb.migration import Migration, Steps
 from datamig_nb.operations import (
     add_column,
     alter_column,
@@ -73,6 +75,7 @@ __all__ = [
     "RunState",
     "Runs",
     "SetAside",
+    "Steps",
     "TableProfile",
     "ValidationReport",
     "add_column",
@@ -83,6 +86,7 @@ __all__ = [
     "background",
     "batched_update",
     "cancel",
+    "change_type",
     "check",
     "clones",
     "conflicts",
@@ -95,21 +99,28 @@ __all__ = [
     "create_primary_key",
     "create_project",
     "create_table",
+    "create_table_as",
     "create_unique_constraint",
     "cross_table",
     "delete_rows",
     "drop_clones",
     "drop_column",
+    "drop_columns",
     "drop_constraint",
     "drop_index",
     "drop_table",
+    "drop_tables",
     "export",
     "expr",
+    "extract_table",
+    "fill_new_column",
     "fill_nulls",
+    "guide_database",
     "insert_rows",
     "keep_in_step",
     "map_values",
     "matches",
+    "merge_rows",
     "no_nulls",
     "no_orphans",
     "normalize",

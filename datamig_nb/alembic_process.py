@@ -7,10 +7,13 @@ session that leads elsewhere all the same is refused before its first statement.
 
 from __future__ import annotations
 
+import atexit
+import io
 import json
 import os
 import re
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +96,7 @@ def _configured(ini: str, words: Sequence[str], url: str) -> tuple[Config, Any]:
     return config, options
 
 
-def _prepare(ini: str, begin: str | None, url: str, answer: str) -> None:
+def _prepare(ini: str, begin: str | None, url: str) -> dict[str, Any]:
     """Stamp a database that Alembic does not know; bring one that is behind to the beginning."""
     seen: dict[str, Any] = {}
 
@@ -112,7 +115,60 @@ def _prepare(ini: str, begin: str | None, url: str, answer: str) -> None:
         command.stamp(_configured(ini, ["stamp", str(begin)], url)[0], str(begin))
     elif seen["upgraded"]:
         command.upgrade(_configured(ini, ["upgrade", str(begin)], url)[0], str(begin))
-    Path(answer).write_text(json.dumps(seen), encoding="utf-8")
+    return seen
+
+
+def _script(ini: str, way: str, url: str) -> dict[str, str]:
+    """What ``alembic upgrade --sql`` gives, or why it gives nothing."""
+    config, _ = _configured(ini, ["upgrade", way, "--sql"], url)
+    config.output_buffer = io.StringIO()
+    try:
+        command.upgrade(config, way, sql=True)
+    except (Exception, SystemExit) as error:  # whatever the revision and env.py raise
+        return {"script": "", "unscripted": f"{type(error).__name__}: {error}"}
+    return {"script": config.output_buffer.getvalue(), "unscripted": ""}
+
+
+def _note_statements(path: str) -> None:
+    """Write down what is sent, one note for each form of a statement in each transaction."""
+    notes: dict[tuple[int, str], dict[str, Any]] = {}
+    began, transaction = time.monotonic(), 0
+
+    def note(connection: Any, statement: str) -> dict[str, Any]:
+        nonlocal transaction
+        session: Any = connection.connection.dbapi_connection
+        transaction += bool(getattr(session, "autocommit", False))
+        form = re.sub(r"'(?:[^']|'')*'|\b\d+(?:\.\d+)?\b", "?", statement)
+        # Where each of very many statements commits by itself, their order is of no interest.
+        key = (transaction if len(notes) < 10_000 else 0, form)
+        now = time.monotonic() - began
+        found = notes.setdefault(
+            key,
+            {"transaction": key[0], "text": statement[:2_000], "times": 0, "rows": 0}
+            | {"most_rows": 0, "first_seconds": now, "failed": False},
+        )
+        found["times"] += 1
+        found["last_seconds"] = now
+        return found
+
+    def begin(_: object) -> None:
+        nonlocal transaction
+        transaction += 1
+
+    def sent(connection: Any, cursor: Any, statement: str, *_: object) -> None:
+        found = note(connection, statement)
+        rows = max(cursor.rowcount, 0)
+        found["rows"] += rows
+        found["most_rows"] = max(found["most_rows"], rows)
+
+    def failed(error: sa.ExceptionContext) -> None:
+        if error.connection is not None and error.statement is not None:
+            note(error.connection, error.statement)["failed"] = True
+
+    event.listen(sa.Engine, "begin", begin)
+    event.listen(sa.Engine, "after_cursor_execute", sent)
+    event.listen(sa.Engine, "handle_error", failed)
+    atexit.register(lambda: Path(path).write_text(json.dumps([*notes.values()]), encoding="utf-8"))
 
 
 def main(words: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -121,11 +177,16 @@ def main(words: Sequence[str], environment: Mapping[str, str]) -> None:
     url = environment["DATAMIG_REHEARSAL_URL"]
     _hold_to(sa.make_url(url), environment["DATAMIG_REHEARSAL_IDENTITY"])
     if words[0] == PREPARE:
+        begin, revision, answer = words[1:]
         try:
-            _prepare(ini, words[1] or None, url, words[2])
+            seen = _prepare(ini, begin or None, url)
         except CommandError as error:
             sys.exit(str(error))
+        _place(ScriptDirectory, revisions)
+        seen |= _script(ini, f"{begin or 'base'}:{revision}", url)
+        Path(answer).write_text(json.dumps(seen), encoding="utf-8")
         return
+    _note_statements(environment["DATAMIG_REHEARSAL_STATEMENTS"])
     _place(ScriptDirectory, revisions)
     config, options = _configured(ini, words, url)
     CommandLine().run_cmd(config, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -26,6 +27,8 @@ from datamig_nb.errors import RehearsalError
 from datamig_nb.names import TableName
 from datamig_nb.render import Revision
 
+_numbers = itertools.count(1)
+
 
 class LogLine(NamedTuple):
     """A line that Alembic wrote."""
@@ -33,6 +36,25 @@ class LogLine(NamedTuple):
     #: Since the process was started.
     seconds: float
     text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """Statements of one form that Alembic sent in one transaction; literals make no form."""
+
+    #: A number that tells transactions apart.
+    transaction: int
+    #: The first of them.
+    text: str
+    times: int
+    #: Read or written, by all of them and by the one that had most.
+    rows: int
+    most_rows: int
+    #: When the first and the last were sent, since Alembic was there.
+    first_seconds: float
+    last_seconds: float
+    #: Whether the last one failed.
+    failed: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +67,8 @@ class AlembicRun:
     code: int
     seconds: float
     log: tuple[LogLine, ...]
+    #: What it sent, in order; empty where it was killed.
+    statements: tuple[Sent, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -73,9 +97,14 @@ class Running:
     """A run of Alembic under way; ``with`` kills it at the latest."""
 
     def __init__(
-        self, process: subprocess.Popen[str], words: Sequence[str], told: Callable[[str], None]
+        self,
+        process: subprocess.Popen[str],
+        words: Sequence[str],
+        told: Callable[[str], None],
+        statements: Path,
     ) -> None:
         self._process, self._words, self._told = process, tuple(words), told
+        self._statements = statements
         self._began = time.monotonic()
         self._lines: list[LogLine] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -120,7 +149,14 @@ class Running:
             self._reader.join(0.05)
         code = self._process.wait()
         seconds = time.monotonic() - self._began
-        return AlembicRun(words=self._words, code=code, seconds=seconds, log=self.log)
+        sent = json.loads(self._statements.read_bytes()) if self._statements.exists() else ()
+        return AlembicRun(
+            words=self._words,
+            code=code,
+            seconds=seconds,
+            log=self.log,
+            statements=tuple(Sent(**statement) for statement in sent),
+        )
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -136,6 +172,9 @@ class Beginning:
     version_table: TableName
     #: What was done to get there, in words; empty where nothing was.
     said: str
+    #: The revision as ``alembic upgrade --sql`` writes it; empty where it cannot, for this reason.
+    script: str
+    unscripted: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +199,14 @@ class Runner:
 
     def start(self, *words: str) -> Running:
         """Start ``alembic`` with these words; use it in a ``with``."""
+        statements = self.place.parent / f"statements_{next(_numbers)}.json"
         process = subprocess.Popen(
             [sys.executable, "-P", alembic_process.__file__, self.ini, self.place, *words],
             cwd=self.ini.parent,
-            env=_environment(self.database),
+            env={
+                **_environment(self.database),
+                "DATAMIG_REHEARSAL_STATEMENTS": str(statements),
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -171,7 +214,7 @@ class Runner:
             errors="replace",
             start_new_session=True,  # Ctrl-C is for the rehearsal, which then kills it
         )
-        return Running(process, words, self.told)
+        return Running(process, words, self.told, statements)
 
     def run(self, *words: str) -> AlembicRun:
         """Run ``alembic`` with these words to its end."""
@@ -187,7 +230,7 @@ class Runner:
             If the project's ``env.py`` does not run, or connects elsewhere; nothing was written.
         """
         answer = self.place / "prepared.json"
-        run = self.run(PREPARE, self.revision.down_revision or "", str(answer))
+        run = self.run(PREPARE, self.revision.down_revision or "", self.revision.id, str(answer))
         if not run.passed:
             raise RehearsalError(
                 f"the project's Alembic does not run on the copy: {run.message}",
@@ -199,7 +242,12 @@ class Runner:
         said = f"stamped {begin}" if found["stamped"] else ""
         if found["upgraded"]:
             said = f"upgraded from {heads} to {begin}"
-        return Beginning(version_table=TableName(schema, name), said=said)
+        return Beginning(
+            version_table=TableName(schema, name),
+            said=said,
+            script=found["script"],
+            unscripted=found["unscripted"],
+        )
 
 
 @contextmanager

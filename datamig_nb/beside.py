@@ -168,6 +168,7 @@ def writers(scene: Scene) -> FaultResult:
         for writer in at_work:
             wrong += writer.lost(copy, may_vanish=_deletes(migration, writer.table))
         if last.passed:
+            scene.complete(copy)
             wrong += _not_right(copy, migration)
         return FaultResult(
             name="writers",

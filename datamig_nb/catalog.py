@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql
 
 from datamig_nb import ddl, statements, targets
 from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
+from datamig_nb.compound import ChangeType, CreateTableAs, MergeRows, Swap
 from datamig_nb.database import Column, Database, Table, read_table, run
 from datamig_nb.errors import ExpressionError, MigrationError
 from datamig_nb.migration import CreateEnum, Migration, Step, added_columns, step_table
@@ -162,9 +163,9 @@ def read_catalog(db: Database, migration: Migration) -> Catalog:
         If a column to be added is there already, or an expression reads a column that its own
         step sets, so that doing a row twice would change it twice.
     """
-    made = _made_tables(migration)
     names = dict.fromkeys(name for step in migration.steps for name in _tables(step))
     with db.read_only(f"reading the catalog for {migration.name!r}") as connection:
+        made = _made_tables(migration) | _selected_tables(connection, migration)
         catalog = Catalog(
             major=db.major,
             tables={name: made.get(name) or read_table(connection, name) for name in names},
@@ -193,7 +194,7 @@ def read_catalog(db: Database, migration: Migration) -> Catalog:
             if isinstance(step, ops.AlterColumnOp) and step.modify_nullable is False:
                 _require_column(TableName(step.schema, step.table_name), step.column_name, catalog)
             if isinstance(step, Backfill | KeepInStep):
-                _require_columns(step, catalog)
+                _require_columns(step, catalog, migration)
                 source = step.using if isinstance(step, Backfill) else None
                 for expression in step.assign.values():
                     _require_expression(connection, catalog, step.table, expression, source)
@@ -279,8 +280,12 @@ def _tables(step: Step) -> tuple[TableName, ...]:
             return (step.table, *(() if dependants == "all" else dependants))
         case Transform():
             return (step.table,)
-        case QueryCheck() | Unchanged() | Sql() | CreateEnum():
+        case QueryCheck() | Unchanged() | Sql() | CreateEnum() | ChangeType() | MergeRows():
             return ()
+        case CreateTableAs():
+            return (step.table,)
+        case Swap():
+            return step.tables
         case ops.CreateTableOp() | ops.DropTableOp():
             return ()
         case _:
@@ -337,6 +342,56 @@ def _made_tables(migration: Migration) -> dict[TableName, Table]:
     return made
 
 
+def _selected_tables(connection: sa.Connection, migration: Migration) -> dict[TableName, Table]:
+    """Tables that the migration makes from queries, as they will be."""
+    made: dict[TableName, Table] = {}
+    queries: dict[TableName, str] = {}
+    raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    for step in migration.steps:
+        if not isinstance(step, CreateTableAs):
+            continue
+        query = queries[step.table] = statements.inlined(step.select, queries)
+        try:
+            with raw.transaction(), raw.cursor() as cursor:
+                cursor.execute(
+                    f"SELECT * FROM (\n{query}\n) AS made LIMIT 0".encode(), prepare=True
+                )
+                told, result = cursor.description or [], cursor.pgresult
+                assert result is not None
+                kinds = [(result.ftype(n), result.fmod(n)) for n in range(len(told))]
+        except psycopg.Error as error:
+            if error.sqlstate in (None, "42501"):
+                raise
+            raise ExpressionError(
+                step.select,
+                error.diag.message_primary or str(error),
+                "write one SELECT over tables as they are before the migration, each column named",
+            ) from error
+        format_type = sa.text("SELECT format_type(:type, :length)")
+        columns = tuple(
+            Column(
+                name=column.name,
+                type=connection.execute(format_type, {"type": type, "length": length}).scalar_one(),
+                not_null=column.name in step.key,
+                length=None,
+                generated=False,
+            )
+            for column, (type, length) in zip(told, kinds, strict=True)
+        )
+        made[step.table] = Table(
+            name=step.table,
+            columns=columns,
+            key=step.key,
+            unique=(),
+            foreign_keys=(),
+            estimated_rows=NOT_YET,
+            total_bytes=0,
+        )
+        for column in step.key:
+            made[step.table].column(column)
+    return made
+
+
 def _found(connection: sa.Connection, step: Step, catalog: Catalog) -> Found:
     """What the catalog says of the table of a schema step, and of what the step takes away."""
     tables = [catalog.tables[name] for name in _tables(step) if name in catalog.tables]
@@ -363,7 +418,7 @@ def _require_absent(catalog: Catalog) -> None:
 def _require_transform(
     connection: sa.Connection, step: Transform, migration: Migration, catalog: Catalog
 ) -> None:
-    _require_columns(step, catalog)
+    _require_columns(step, catalog, migration)
     _require_steady_key(step, catalog)
     for expression in (*step.reads, *filter(None, [step.where])):
         _require_expression(connection, catalog, step.table, expression)
@@ -381,10 +436,18 @@ def _set_by(step: Backfill | KeepInStep | Transform) -> Collection[str]:
     return step.columns if isinstance(step, Transform) else step.assign
 
 
-def _require_columns(step: Backfill | KeepInStep | Transform, catalog: Catalog) -> None:
+def _require_columns(
+    step: Backfill | KeepInStep | Transform, catalog: Catalog, migration: Migration
+) -> None:
+    no_identities = {
+        (step_table(other), other.column_name)
+        for other in migration.steps
+        if isinstance(other, ops.AlterColumnOp)
+        and isinstance(other.existing_server_default, sa.Identity)
+    }
     for column in _set_by(step):
         known = _require_column(step.table, column, catalog)
-        if known is not None and known.generated:
+        if known is not None and known.generated and (step.table, column) not in no_identities:
             raise MigrationError(
                 f"column {column!r} of {str(step.table)!r} is generated", "fill another column"
             )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
+from typing import Any
+
+import sqlalchemy as sa
 
 from datamig_nb.checks import no_nulls
 from datamig_nb.expressions import Expression, expressions
 from datamig_nb.migration import Step
 from datamig_nb.names import TableName, quote
-from datamig_nb.operations import alter_column
+from datamig_nb.operations import add_column, alter_column, drop_column, drop_table
 from datamig_nb.steps import back_up, backfill
 
 
@@ -38,4 +42,55 @@ def fill_nulls(
         steps += [
             alter_column(name.name, column, nullable=False, schema=name.schema) for column in given
         ]
+    return tuple(steps)
+
+
+def fill_new_column(
+    table: str,
+    column: sa.Column[Any],
+    expression: Expression,
+    *,
+    where: Expression | None = None,
+    using: str | None = None,
+    on: Expression | None = None,
+) -> tuple[Step, ...]:
+    """Add a column and fill it; where it is ``nullable=False``, it becomes NOT NULL in the end.
+
+    ``expression``, ``where``, ``using`` and ``on`` are those of :func:`backfill`.  Rows that the
+    application writes later get a value by ``keep_in_step()``, or by a default.
+    """
+    name, nullable = TableName.parse(table), copy(column)
+    nullable.nullable = True
+    steps: list[Step] = [
+        add_column(name.name, nullable, schema=name.schema),
+        backfill(table, {column.name: expression}, where=where, using=using, on=on),
+    ]
+    if column.nullable is False:
+        steps += [
+            no_nulls(table, column.name),
+            alter_column(name.name, column.name, nullable=False, schema=name.schema),
+        ]
+    return tuple(steps)
+
+
+def drop_columns(table: str, *columns: str, keep: bool = True) -> tuple[Step, ...]:
+    """Drop columns; their values are copied first, so that the downgrade brings them back.
+
+    ``keep=False`` copies nothing, and there is no way back.
+    """
+    name = TableName.parse(table)
+    drops = (drop_column(name.name, column, schema=name.schema) for column in columns)
+    return (*([back_up(table, *columns)] if keep else []), *drops)
+
+
+def drop_tables(*tables: str, keep: bool = True) -> tuple[Step, ...]:
+    """Drop tables; each is only moved to the schema ``datamig``, so that the downgrade has it back.
+
+    ``keep=False`` drops them with their rows, and there is no way back.
+    """
+    steps: list[Step] = []
+    for table in tables:
+        name = TableName.parse(table)
+        steps += [back_up(table)] if keep else []
+        steps.append(drop_table(name.name, schema=name.schema))
     return tuple(steps)

@@ -28,7 +28,7 @@ from datamig_nb.errors import (
     UnknownColumnError,
     UnknownTableError,
 )
-from datamig_nb.names import TableName
+from datamig_nb.names import TableName, quote
 from datamig_nb.server import ensure_server
 
 #: How long one statement of profile, preview or validate may take unless told otherwise.
@@ -102,6 +102,8 @@ class Table:
     #: Columns of each unique index that covers every row.
     unique: tuple[tuple[str, ...], ...]
     foreign_keys: tuple[ForeignKey, ...]
+    #: Names of the unique indexes, in their order.
+    unique_names: tuple[str, ...] = ()
     #: Columns that an index reads, in its key, its expressions or its condition.
     indexed: frozenset[str] = frozenset()
     #: Columns that some index over all rows begins with.
@@ -299,6 +301,7 @@ def read_table(connection: sa.Connection, name: TableName) -> Table:
         ),
         key=next((tuple(index.columns) for index in uniques if index.not_null), ()),
         unique=tuple(tuple(index.columns) for index in uniques),
+        unique_names=tuple(index.name for index in uniques),
         foreign_keys=tuple(
             ForeignKey(
                 name=row.name,
@@ -467,6 +470,31 @@ def _samples(fresh: bool) -> Database:
     return postgres.at(_SAMPLES)
 
 
+def guide_database(name: str = "guide", *, rows: int = 1_000) -> Database:
+    """The tables of the migration guide alone, in a database of their own, made anew.
+
+    Parameters
+    ----------
+    name
+        Name of the database, on the server of the samples; one of that name is dropped.
+    rows
+        Rows of ``guide.user`` and of ``guide.large_table``; see :mod:`datamig_nb.samples`.
+    """
+    if not name.startswith("guide"):
+        raise DatabaseError(f"{name!r} is no name for the guide's tables; begin it with 'guide'")
+    server = ensure_server()
+    made = _checked(sa.make_url(server.url("postgres"))).at(name)
+    with (
+        explained("making the guide's tables", made.url),
+        psycopg.connect(_libpq(made.at("postgres").url), autocommit=True) as connection,
+    ):
+        connection.execute(f"DROP DATABASE IF EXISTS {quote(name)} WITH (FORCE)".encode())
+        connection.execute(f"CREATE DATABASE {quote(name)} TEMPLATE template0".encode())
+        with psycopg.connect(_libpq(made.url)) as loader:
+            samples.load_guide(loader, rows)
+    return made
+
+
 def _make_pristine(connection: psycopg.Connection[Any], postgres: Database) -> None:
     """Load the samples under another name first: a stop half-way leaves no half database."""
     loading = f"{_PRISTINE}_loading"
@@ -523,7 +551,8 @@ SELECT attname AS name,
 # The primary key first, then the unique index with the fewest columns.
 _UNIQUES = """
 SELECT array_agg(attname::text ORDER BY place) AS columns,
-       bool_and(attnotnull) AS not_null
+       bool_and(attnotnull) AS not_null,
+       (SELECT relname::text FROM pg_class WHERE oid = indexrelid) AS name
   FROM pg_index
  CROSS JOIN LATERAL unnest(indkey::smallint[]) WITH ORDINALITY AS part (attnum, place)
   JOIN pg_attribute ON attrelid = indrelid AND pg_attribute.attnum = part.attnum

@@ -9,9 +9,21 @@ from types import MappingProxyType
 
 from alembic.operations import ops
 
-from datamig_nb import kept, preflight, schema, sequence, stages, statements, targets, walks
+from datamig_nb import (
+    dropped,
+    kept,
+    preflight,
+    schema,
+    sequence,
+    stages,
+    statements,
+    swaps,
+    targets,
+    walks,
+)
 from datamig_nb.catalog import Catalog
 from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
+from datamig_nb.compound import ChangeType, Exchanged, MergeRows, Swap
 from datamig_nb.errors import MissingKeyError
 from datamig_nb.functions import pasted, require_free_names
 from datamig_nb.migration import Migration, Step, checksum_checks, step_table
@@ -35,6 +47,9 @@ ID = "q7xz4revkj0w"
 
 #: The oldest PostgreSQL that files are written for.
 OLDEST_SERVER = 14
+
+# The first that has pg_input_is_valid().
+_ASKS_TYPES = 16
 
 # Types whose values are texts to Python too.
 _TEXTS = {"text", "varchar", "character varying"}
@@ -209,13 +224,18 @@ class Draft:
                 return self._keep_in_step(step)
             case Transform():
                 return self._transform(step)
+            case Swap():
+                return self._swap(step)
             case RowCheck(before=False) | QueryCheck(before=False):
                 return [f"require({self.check(*self._failing(step))})"]
             case Unchanged():
                 return [f"require({self.check(f'{step.name} unchanged', _differs_now(step))})"]
             case BackUp() | RowCheck() | QueryCheck():
-                return []  # in the backfills, and in the preflight
+                return []  # in the backfills, before what is dropped, and in the preflight
+            case ops.DropColumnOp() | ops.DropTableOp() if self._keeper(step) is not None:
+                return self._drop_and_keep(step)
             case _:
+                assert not isinstance(step, ChangeType | MergeRows)  # taken apart before
                 found = self.catalog.found[self._number(step) - 1]
                 sent = schema.upgrade_statements(step, found)
                 if isinstance(step, ops.AlterColumnOp) and step.modify_nullable is False:
@@ -237,6 +257,21 @@ class Draft:
             f"set_not_null({', '.join(arguments)})",
             *(self._statement(each, once=once) for each in sent[at + len(staged) :]),
         ]
+
+    def _swap(self, step: Swap) -> list[str]:
+        comes = {(each.table, each.new) for each in step.columns}
+        triggers = [
+            (quote(self._trigger(other)), other.table)
+            for other in self.migration.steps
+            if isinstance(other, KeepInStep)
+            if comes & {(other.table, column) for column in other.assign}
+        ]
+        made = swaps.prepare(step, "there", self._key_of)
+        swap = swaps.exchange(step, "there", triggers)
+        return [self._statement(each, once=not each.repeatable) for each in (*made, swap)]
+
+    def _key_of(self, table: TableName) -> tuple[str, ...]:
+        return self.catalog.table(table).key
 
     def _statement(self, statement: Statement, *, once: bool) -> str:
         """The line of the story that sends a statement of a schema step."""
@@ -380,8 +415,10 @@ class Draft:
     def minimum_server(self) -> int:
         """The oldest PostgreSQL that the file runs on; it uses what the one it is made for has."""
         keeps = any(self._kept(step) for step in self.migration.backfills)
-        newer = keeps and self.catalog.major >= kept.RETURNS_OLD
-        return kept.RETURNS_OLD if newer else OLDEST_SERVER
+        if keeps and self.catalog.major >= kept.RETURNS_OLD:
+            return kept.RETURNS_OLD
+        texts = (text for step in self.migration.backfills for text in step.texts)
+        return _ASKS_TYPES if any("pg_input_is_valid" in t for t in texts) else OLDEST_SERVER
 
     def _number(self, step: Step) -> int:
         return next(n for n, other in enumerate(self.migration.steps, 1) if other is step)
@@ -524,8 +561,14 @@ class Draft:
             return ()
         if isinstance(step, RowCheck | QueryCheck | Unchanged):
             return ()
+        if isinstance(step, Swap):
+            lost = [str(c) for c in step.columns if not c.keep and c.back is None]
+            return NoWayBack(reason=f"the old {', '.join(lost)} is dropped") if lost else ()
+        assert not isinstance(step, ChangeType | MergeRows)  # taken apart before
         if sequence.goes_with_another(step, self.migration.steps):
             return ()
+        if isinstance(step, ops.DropColumnOp | ops.DropTableOp) and self._keeper(step) is not None:
+            return self._add_back(step)
         return schema.downgrade_statements(step, self.catalog.found[self._number(step) - 1])
 
     @property
@@ -535,10 +578,17 @@ class Draft:
             return f"raises: {self.irreversible}."
         parts: list[str] = []
         held, loose = list[str](), list[str]()
+        changes = [c for s in self.migration.steps if isinstance(s, Swap) for c in s.columns]
+        swapped = {(each.table, each.new) for each in changes}
+        if changes:
+            parts.append(
+                f"lets the old {', '.join(map(str, changes))} come in again, unless a value was"
+                " written since that none is known for (then it stops and names the rows)"
+            )
         for table, added in self.catalog.added.items():
             names = walks.columns_held(table, self.migration, self.catalog)
             held += [f"{', '.join(names)} of {table}"] if names else []
-            others = [column for column in added if column not in names]
+            others = [c for c in added if c not in names and (table, c) not in swapped]
             loose += [f"{', '.join(others)} of {table}"] if others else []
         if held:
             parts.append(
@@ -568,6 +618,9 @@ class Draft:
             for check in checksum_checks(replace(step, where=None, quarantine_rows=None)):
                 held = f"{', '.join(step.writes)} of {step.table} not edited since the upgrade"
                 checks.append(self.check(held, self.catalog.failing(check)))
+        for column in (c for s in self.migration.steps if isinstance(s, Swap) for c in s.columns):
+            if column.back is None:
+                checks.append(self.check(*self._written_since(column)))
         lines = [f"preflight({', '.join([_text('downgrade'), *checks])})"]
         for step in reversed(self.migration.steps):
             lines += self._downgrade_step(step)
@@ -627,10 +680,53 @@ class Draft:
                 return self._take_out(step)
             case DeleteRows():
                 return self._put_back(step)
+            case Swap():
+                return self._swap_back(step)
             case _:
-                way = self._way_back_of(step)
+                way, keeper = self._way_back_of(step), self._keeper(step)
                 assert not isinstance(way, NoWayBack)  # else there is no downgrade
-                return [self._statement(each, once=_takes_away(step)) for each in way]
+                once = _takes_away(step) and keeper is None
+                lines = [self._statement(each, once=once) for each in way]
+                is_first = keeper is not None and step in self._kept_drops(keeper)[:1]
+                return lines + (self._fill_again(keeper) if keeper and is_first else [])
+
+    def _written_since(self, column: Exchanged) -> tuple[str, str]:
+        return swaps.written_since(column, self._key_of(column.table))
+
+    def _swap_back(self, step: Swap) -> list[str]:
+        lines, triggers = list[str](), list[tuple[str, TableName]]()
+        for column in step.columns:
+            if not column.keep:
+                lines.append(f"step({self._written(swaps.add_old(column))})")
+        for number, column in enumerate(step.columns, 1):
+            if column.back is None:
+                continue
+            name = f"zz_datamig_{ID}_back_{self._number(step)}_{number}"
+            triggers.append((name, column.table))
+            back = {column.old: column.back}
+            keep = KeepInStep(table=column.table, assign=back)
+            text = statements.trigger_function(keep, back, name, {column.old: column.old_type})
+            names = [known.name for known in self.catalog.table(column.table).columns]
+            read = statements.columns_read(column.back, names, self.catalog.row(column.table))
+            trigger = statements.trigger(keep, name, read)
+            lines.append(f"step({self.constant('back function', text)})")
+            lines.append(f"step({self.constant('back trigger', trigger)})")
+            fill = Backfill(table=column.table, assign=back)
+            guard = swaps.not_back(column)
+            work = self.constant(
+                f"back {column.column}", statements.update_batch(fill, back, guard)
+            )
+            left = self.constant(f"{column.column} left", statements.remaining(fill, guard))
+            key = tuple(map(quote, self._key_of(column.table))) or ("ctid",)
+            walk = f"fill {column.old} of {column.table} ({self._number(step)})"
+            lines.append(self._run(walk, column.table, key, work, {"remaining": left}))
+        made = swaps.prepare(step, "back", self._key_of)
+        lines += [self._statement(each, once=False) for each in made]
+        for column in step.columns:
+            if column.back is None:
+                lines.append(f"require({self.check(*self._written_since(column))})")
+        swap = swaps.exchange(step, "back", triggers)
+        return [*lines, self._statement(swap, once=True)]
 
     def _restore(self, step: Backfill) -> list[str]:
         saved = self._kept(step)
@@ -681,6 +777,90 @@ class Draft:
             lines.append(self._run_over(name, part.table, keys, work, saved))
             lines += self._drop_kept(saved, note)
         return lines
+
+    # ------------------------------------------------ what is dropped and kept
+
+    def _keeper(self, step: Step) -> BackUp | None:
+        return dropped.kept_by(step, self.migration.steps)
+
+    def _kept_drops(self, keeper: BackUp) -> list[ops.DropColumnOp]:
+        return dropped.kept_columns(keeper, self.migration.steps)
+
+    def _definition(self, step: Step) -> tuple[str | None, ...] | None:
+        return self.catalog.found[self._number(step) - 1].definition
+
+    def _dropped(self, step: ops.DropColumnOp) -> dropped.DroppedColumn | NoWayBack:
+        name = step.column_name
+        return dropped.DroppedColumn.of(step_table(step), name, self._definition(step))
+
+    def _kept_place(self, keeper: BackUp) -> str:
+        return f"datamig.kept_{ID}_{self._number(keeper)}"
+
+    def _columns_kept(self, keeper: BackUp) -> dropped.KeptColumns:
+        table = self.catalog.table(keeper.table)
+        columns = [step.column_name for step in self._kept_drops(keeper)]
+        if not table.key or set(columns) & set(table.key):
+            raise MissingKeyError(str(table.name))
+        return dropped.KeptColumns(
+            name=self._kept_place(keeper),
+            table=table.name,
+            key=table.key,
+            types={column: table.column(column).type for column in columns},
+        )
+
+    def _drop_and_keep(self, step: ops.DropColumnOp | ops.DropTableOp) -> list[str]:
+        keeper = self._keeper(step)
+        assert keeper is not None
+        if isinstance(step, ops.DropTableOp):
+            place, definition = self._kept_place(keeper), self._definition(step)
+            assert definition is not None
+            check = self.check(*dropped.nothing_refers(keeper.table))
+            move = dropped.move_away(keeper.table, place, definition)
+            return [f"require({check})", self._statement(move, once=True)]
+        lines = list[str]()
+        if step is self._kept_drops(keeper)[0]:
+            saved = self._columns_kept(keeper)
+            make = zip(("keep", "keep key"), saved.make(), strict=True)
+            lines += [f"step({self.constant(wish, statement)})" for wish, statement in make]
+            name = f"keep {', '.join(saved.types)} of {saved.table} ({self._number(keeper)})"
+            more = {"remaining": self.constant("not kept", saved.not_kept("count(*)"))}
+            work = self.constant("keep batch", saved.keep_batch())
+            lines.append(self._run(name, saved.table, tuple(map(quote, saved.key)), work, more))
+            lines.append(f"require({self.check(*saved.not_kept_rows())})")
+        (drop,) = schema.upgrade_statements(step)
+        return [*lines, self._statement(drop, once=True)]
+
+    def _add_back(
+        self, step: ops.DropColumnOp | ops.DropTableOp
+    ) -> tuple[Statement, ...] | NoWayBack:
+        keeper = self._keeper(step)
+        assert keeper is not None
+        if isinstance(step, ops.DropTableOp):
+            definition = self._definition(step)
+            assert definition is not None
+            return dropped.move_back(keeper.table, self._kept_place(keeper), definition)
+        column = self._dropped(step)
+        if isinstance(column, NoWayBack):
+            return column
+        return dropped.add_back(keeper.table, column)
+
+    def _fill_again(self, keeper: BackUp) -> list[str]:
+        """Put values back into columns that were dropped, and make them what they were."""
+        saved, drops = self._columns_kept(keeper), self._kept_drops(keeper)
+        name = f"restore {', '.join(saved.types)} of {saved.table} ({self._number(keeper)})"
+        work = self.constant(f"restore {' '.join(saved.types)}", saved.restore_batch())
+        keys = tuple(f"kept.{quote(part)}" for part in saved.key)
+        columns = [
+            column for drop in drops if not isinstance(column := self._dropped(drop), NoWayBack)
+        ]
+        whole = dropped.complete(
+            saved.table, columns, self.catalog.found[self._number(drops[0]) - 1]
+        )
+        return [
+            self._run_over(name, saved.table, keys, work, saved.name),
+            *(self._statement(each, once=False) for each in whole),
+            self._statement(Statement(sql=f"DROP TABLE IF EXISTS {saved.name}"), once=True),
+        ]
 
     def _run_over(
         self,

@@ -6,7 +6,8 @@ zone or the settings of a session; NULL gives NULL.  The tests hold each against
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from datamig_nb.errors import MigrationError
 from datamig_nb.expressions import Expression, expression_text
@@ -224,6 +225,43 @@ def json_elements(
     )
     new = f"jsonb_set({text}, {_path(keys)}, {elements})" if keys else elements
     return f"CASE WHEN jsonb_typeof({array}) = 'array' THEN {new} ELSE {text} END"
+
+
+#: What a value of each kind is to an expression.
+_KINDS = {"number": "numeric", "string": "text", "boolean": "boolean"}
+
+
+def json_change(
+    document: Expression,
+    kind: Literal["number", "string", "boolean"],
+    changes: Mapping[str | tuple[str, ...], Expression],
+    *,
+    name: str = "value",
+) -> str:
+    """The ``jsonb`` document with values changed where they are; all else stays as it is.
+
+    Parameters
+    ----------
+    kind
+        What a value must be to be changed: what is missing, null or of another kind stays.
+    changes
+        Path -> expression over ``name``, the old value, as ``numeric``, ``text`` or ``boolean``:
+        ``{("position", "width"): "value * 2"}``.
+    """
+    result = _plain(document)
+    for path, expression in changes.items():
+        at = _path(_keys(path))
+        new = (
+            f"(SELECT coalesce(to_jsonb({expression_text(expression)}), 'null')"
+            f" FROM (SELECT (document #>> {at})::{_KINDS[kind]}) AS old ({name}))"
+        )
+        result = (
+            f"(SELECT CASE WHEN jsonb_typeof(document #> {at}) = '{kind}'\n"
+            f"             THEN jsonb_set(document, {at}, {new})\n"
+            f"             ELSE document END\n"
+            f"   FROM (SELECT {result}) AS old (document))"
+        )
+    return result
 
 
 def _keys(path: str | Sequence[str]) -> tuple[str, ...]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
-from datamig_nb.inlined import LOCK_TIMEOUT, begin, execute, quoted, revision, transaction
+from datamig_nb.inlined import LOCK_TIMEOUT, PASSES, begin, execute, quoted, revision, transaction
 from datamig_nb.inlined_values import Kind, reader, text_expression, writer
 
 PARTED_PAGES = 64  # of the smallest table that several work on
@@ -39,6 +40,7 @@ class Job(NamedTuple):
     quarantine_rows: int = 0
     rows: int = 0
     bytes: int = 0
+    files: str = ""  # SELECT that changes when VACUUM FULL, say, gives all rows another ctid
     settings: str = ""  # SELECT that sets in a transaction what Alembic's session has
     texts: Sequence[str] = ()  # SQL for the text of what is read
     readers: Sequence[Callable[[str | None], Any] | None] = ()  # None: Python gets the text
@@ -58,28 +60,37 @@ def computed(job: Job, texts: Texts) -> tuple[Texts, dict[int, BaseException]]:
     """Columns of texts to write, and by number the rows for which the function failed."""
     if job.computes is not None:
         return job.computes(job, texts), {}
-    writers = job.writers or [text_only] * len(job.writes)
-    rows: list[tuple[str | None, ...]] = []
+    write = job.writers[0] if job.writers else text_only
+    if len(job.writes) > 1:
+        write = several(job)
+    results: list[Any] = []
     failures: dict[int, BaseException] = {}
-    while len(rows) < len(texts[0]):
-        left = [column[len(rows) :] if rows else column for column in texts]
-        values_of = [map(r, c) if r else c for r, c in zip(job.readers, left, strict=True)]
+    while len(results) < len(texts[0]):
+        left = [column[len(results) :] for column in texts]
+        values = [map(read, c) if read else c for read, c in zip(job.readers, left, strict=True)]
         try:
-            for values in zip(*values_of, strict=True):
-                result = job.function(*values)
-                if len(job.writes) > 1:
-                    if not isinstance(result, tuple):
-                        raise TypeError(f"it gives {type(result).__name__}, not a tuple")
-                    several = zip(writers, cast("tuple[Any, ...]", result), strict=True)
-                    rows.append(tuple(write(value) for write, value in several))
-                else:
-                    text = writers[0](result)
-                    rows.append((text, sha256(text)) if job.checksum else (text,))
+            for result in map(write, map(job.function, *values)):
+                results.append(result)
         except Exception as error:
             said = f"{job.function.__name__}() failed with {type(error).__name__}: {error}"
-            failures[len(rows)] = ValueError(said)
-            rows.append((None,) * len(job.columns))
-    return list(zip(*rows, strict=True)), failures
+            failures[len(results)] = ValueError(said)
+            results.append((None,) * len(job.writes) if len(job.writes) > 1 else None)
+    if len(job.writes) > 1:
+        return list(zip(*results, strict=True)), failures
+    return [results, *([list(map(sha256, results))] if job.checksum else [])], failures
+
+
+def several(job: Job) -> Callable[[Any], tuple[str | None, ...]]:
+    """What makes texts of a tuple of values."""
+    writers = job.writers or [text_only] * len(job.writes)
+
+    def write(values: Any) -> tuple[str | None, ...]:
+        if not isinstance(values, tuple):
+            raise TypeError(f"it gives {type(values).__name__}, not a tuple")
+        pairs = zip(writers, cast("tuple[Any, ...]", values), strict=True)
+        return tuple(to_text(value) for to_text, value in pairs)
+
+    return write
 
 
 def text_only(value: Any) -> str | None:
@@ -117,6 +128,83 @@ def by_series(job: Job, texts: Texts) -> Texts:
     return [*columns, list(map(sha256, columns[0]))] if job.checksum else columns
 
 
+# ---------------------------------------------------------------- rows that are read
+
+
+class Batch(NamedTuple):
+    """Rows that are meant, as they were read."""
+
+    versions: Mapping[str, str]  # system columns that tell a row's version, as arrays
+    texts: Texts  # one list for each argument
+
+
+class Window(NamedTuple):
+    """Rows of several batches, as they were read."""
+
+    rows: int  # also those that are not meant
+    after: str | None  # keys as SQL: the rows lie behind this one
+    last: str | None  # and not behind this one; None: there are no more in the part
+    batches: list[Batch]
+
+
+def read_window(bind: Any, job: Job, after: str | None, stop: str | None, rows: int) -> Window:
+    """Read the rows behind a key, of those that are meant what the function needs."""
+    keys = ", ".join(job.key)
+    last = execute(
+        f"SELECT {key_text(job)} FROM {job.table} WHERE {in_range(job, after, stop)}"
+        f" ORDER BY {keys} OFFSET {rows - 1} LIMIT 1",
+        bind,
+    ).scalar()
+    names = [f"datamig_{number}" for number in range(len(job.texts))]
+    values = "".join(
+        f", CASE WHEN {job.where} THEN coalesce({text}, '{MARKS['null']}') END AS {name}"
+        for name, text in zip(names, job.texts, strict=True)
+    )
+    gathered = [f"(array_agg({name}) FILTER (WHERE datamig_meant))::text" for name in IDENTITY]
+    gathered += [f"string_agg({name}, '{MARKS['end']}')" for name in names]
+    found = execute(
+        f"SELECT count(*), {', '.join(gathered)} FROM (SELECT {', '.join(IDENTITY)},"
+        f" row_number() OVER (ORDER BY {keys}) % {PASSES} AS datamig_pass,"
+        f" ({job.where}) AS datamig_meant{values} FROM {job.table}"
+        f" WHERE {in_range(job, after, last or stop)}) AS rows GROUP BY datamig_pass",
+        bind,
+    ).all()
+    batches = [
+        Batch(
+            dict(zip(IDENTITY, row[1:], strict=False)),
+            [
+                [None if text == MARKS["null"] else text for text in texts.split(MARKS["end"])]
+                for texts in row[1 + len(IDENTITY) :]
+            ],
+        )
+        for row in found
+        if row[1] is not None
+    ]
+    return Window(sum(row[0] for row in found), after, last, batches)
+
+
+def in_range(job: Job, after: str | None, last: str | None, alias: str = "") -> str:
+    """Condition: the key lies behind the one and not behind the other."""
+    keys = ", ".join(f"{alias}{part}" for part in job.key)
+    conditions = [f"({keys}) > ({after})"] if after else []
+    conditions += [f"({keys}) <= ({last})"] if last else []
+    return " AND ".join(conditions) or "TRUE"
+
+
+# System columns that tell a version of a row from any other, and their types.
+IDENTITY = {
+    "ctid": "tid",
+    "xmin": "xid",
+    "tableoid": "oid",
+}
+
+# Nobody can have written them into the data.
+MARKS = {
+    "end": secrets.token_hex(8),  # between texts
+    "null": secrets.token_hex(8),
+}
+
+
 # ---------------------------------------------------------------- what is known before
 
 
@@ -132,13 +220,26 @@ CREATE TABLE IF NOT EXISTS datamig.own_transaction (
 """
 
 
+def written_since(job: Job) -> str:
+    """Condition: this version of the row came since the start; or so long ago that xid says so."""
+    first = f"SELECT (min(xid) % 4294967296)::text::xid FROM {own_transactions(job)}"
+    return f"age(xmin) < age(({first}))"
+
+
 def written_by_others(job: Job) -> str:
     """Condition: this version of the row came since the start, and not from a batch of ours."""
-    ours = f"datamig.own_transaction WHERE {this_step(job.step)}"
-    return (
-        f"age(xmin) <= age((SELECT (min(xid) % 4294967296)::text::xid FROM {ours}))"
-        f" AND xmin NOT IN (SELECT (xid % 4294967296)::text::xid FROM {ours})"
-    )
+    ours = f"SELECT (xid % 4294967296)::text::xid FROM {own_transactions(job)}"
+    return f"{written_since(job)} AND xmin NOT IN ({ours})"
+
+
+def own_transactions(job: Job) -> str:
+    """The transactions of the step's batches; the first one ended before the step began."""
+    return f"datamig.own_transaction WHERE {this_step(job.step)}"
+
+
+def key_text(job: Job) -> str:
+    """SQL for the key of a row as SQL."""
+    return f"concat_ws(', ', {', '.join(f'quote_literal({part})' for part in job.key)})"
 
 
 def begin_parts(job: Job) -> list[int]:
@@ -172,7 +273,7 @@ def part_stops(job: Job) -> list[str]:
         return []
     keys = ", ".join(job.key)
     found = execute(
-        f"SELECT concat_ws(', ', {', '.join(f'quote_literal({part})' for part in job.key)})"
+        f"SELECT {key_text(job)}"
         f" FROM (SELECT *, row_number() OVER (ORDER BY {keys}) AS datamig_row,"
         f" count(*) OVER () AS datamig_rows FROM (SELECT {keys} FROM {job.table}"
         f" TABLESAMPLE SYSTEM ({min(100.0, 100 * SAMPLED_PAGES / pages):.6f})) AS sample)"
@@ -183,14 +284,16 @@ def part_stops(job: Job) -> list[str]:
 
 
 def size_of(table: str) -> dict[str, Any]:
-    """Rows of the table and of those that belong to it, as last estimated; their bytes."""
+    """Rows of the table and of those that belong to it, as last estimated; bytes and files."""
     found = execute(f"""
 WITH RECURSIVE family (id) AS (
     SELECT {quoted(table)}::regclass::oid
      UNION SELECT inhrelid FROM pg_inherits JOIN family ON inhparent = id
 )
 SELECT coalesce(sum(greatest(0, reltuples)) FILTER (WHERE relkind <> 'p'), 0)::bigint AS rows,
-       coalesce(sum(pg_table_size(oid)), 0)::bigint AS bytes
+       coalesce(sum(pg_table_size(oid)), 0)::bigint AS bytes,
+       format('SELECT string_agg(pg_relation_filenode(id)::text, '' '')'
+              ' FROM unnest(%L::oid[]) AS id', array_agg(oid)) AS files
   FROM family JOIN pg_class ON oid = id""")
     return dict(found.mappings().one())
 

@@ -1,13 +1,12 @@
 """Functions copied into revisions that compute in Python, after those of ``inlined``.
 
-A batch is read, computed and written in one transaction with its row in datamig.run.  A row is
-written only where it is still the very version that was read (``ctid`` and ``xmin``).  What others
-wrote meanwhile is found by its ``xmin``, for the transactions of the batches are noted.
+Rows are read, computed, and written where they are still the very versions that were read (``ctid``
+and ``xmin``).  The transactions that write are noted: so no row is done twice, wherever a run was
+stopped, and what others wrote meanwhile is found.
 """
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
@@ -16,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
-from typing import Any, NamedTuple
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -24,6 +23,7 @@ from sqlalchemy.exc import DBAPIError
 
 from datamig_nb.inlined import (
     ATTEMPTS,
+    PASSES,
     execute,
     log,
     passed,
@@ -36,19 +36,27 @@ from datamig_nb.inlined import (
     transaction,
 )
 from datamig_nb.inlined_rows import (
+    IDENTITY,
+    MARKS,
+    Batch,
     Job,
     Texts,
+    Window,
     begin_parts,
     computed,
+    in_range,
+    key_text,
+    read_window,
     settings,
     size_of,
     this_step,
     written_by_others,
+    written_since,
 )
 
 TRANSFORM_SECONDS = 0.5  # what a batch that Python computes should take: writers may have to wait
-MOST_TRANSFORM_ROWS = 50_000
-TRANSFORM_BYTES = 8_000_000  # of a batch, about, so that memory stays flat
+MOST_TRANSFORM_ROWS = 16_000
+TRANSFORM_BYTES = 16_000_000  # of the rows that are read at once, about: memory stays flat
 
 
 # ---------------------------------------------------------------- rows that Python computes
@@ -77,11 +85,12 @@ def transform(name: str, table: str, function: Callable[..., Any], **more: Any) 
     else:
         job = job.kinds(job)
     *parts, last = begin_parts(job)
+    older = job._replace(where=f"({job.where}) AND NOT {written_since(job)}")
     try:
         if job.at_once is None or len(parts) == 1 or op.get_bind().dialect.is_async:
-            in_turn(job, parts)
+            in_turn(older, parts)
         else:
-            job.at_once(job, parts)
+            job.at_once(older, parts)
         catch_up(job, last)
     except Exception as error:
         if not op.get_bind().invalidated:  # else the connection is gone
@@ -175,20 +184,26 @@ def catch_up(job: Job, part: int) -> None:
     set_part(job, part, "status = 'succeeded'")
 
 
-# ---------------------------------------------------------------- one part, one batch
+# ---------------------------------------------------------------- one part, one window, one batch
 
 
 class RowsFailedError(Exception):
     """Among so many rows there is one that PostgreSQL did not take."""
 
 
+class MovedError(Exception):
+    """The part, or the table itself, is not as it was when the rows were read."""
+
+
 def walk_part(bind: Any, job: Job, part: int, ended: Event) -> None:
     """Walk a part from its cursor on; rows that fail together are tried in halves, down to one."""
-    widest = max(10, min(MOST_TRANSFORM_ROWS, TRANSFORM_BYTES * job.rows // max(1, job.bytes)))
+    widest = max(10, TRANSFORM_BYTES * job.rows // max(1, job.bytes))
     most, failed, attempt, shown = widest, None, 0, time.monotonic()
     while not ended.is_set():
         try:
-            status = one_batch(bind, job, part, most, failed)
+            status = one_window(bind, job, part, most, failed)
+        except MovedError:
+            continue
         except RowsFailedError as error:
             rows: int = error.args[0]
             most, failed = max(1, rows // 2), (error.__cause__ if rows == 1 else None)
@@ -213,15 +228,19 @@ def walk_part(bind: Any, job: Job, part: int, ended: Event) -> None:
                 log.info("%s: %s", job.step, progress(run, float(run.pace)))
 
 
-def one_batch(bind: Any, job: Job, part: int, most: int, failed: BaseException | None) -> str:
-    """Read, compute and write one batch, and move its row of datamig.run; gives the status."""
+def one_window(bind: Any, job: Job, part: int, most: int, failed: BaseException | None) -> str:
+    """Read rows once, then compute and write every PASSES-th of them, PASSES times.
+
+    So a batch finds room where the one before it left dead rows.  While Python computes, there is
+    no transaction, which would hold row locks and keep dead rows.
+    """
     with transaction(bind):
         execute(job.settings, bind)
         before = f"SELECT stop FROM datamig.run WHERE {this_run(job.step, part - 1)}"
         run = execute(
-            "UPDATE datamig.run SET heartbeat_at = clock_timestamp(), pid = pg_backend_pid()"
-            f" WHERE {this_run(job.step, part)}"
-            f" RETURNING status, batch_rows, coalesce(cursor, ({before})) AS cursor, stop",
+            "SELECT status, batch_rows, coalesce(cursor, '') AS cursor, stop,"
+            f" coalesce(cursor, ({before})) AS after, ({job.files}) AS files"
+            f" FROM datamig.run WHERE {this_run(job.step, part)}",
             bind,
         ).one()
         if run.status == "cancelled":
@@ -230,40 +249,45 @@ def one_batch(bind: Any, job: Job, part: int, most: int, failed: BaseException |
             )
         if run.status != "running":
             return str(run.status)
-        started, rows = time.monotonic(), min(run.batch_rows, most)
-        batch = read_batch(bind, job, run.cursor, run.stop, rows)
-        if not batch.scanned:
-            set_part(job, part, "status = 'succeeded'", bind)
-            return "succeeded"
-        changed = 0
+        rows = min(run.batch_rows, MOST_TRANSFORM_ROWS)
+        window = read_window(bind, job, run.after, run.stop, min(PASSES * rows, most))
+    unmoved = (
+        f"status = 'running' AND coalesce(cursor, '') = {quoted(run.cursor)}"
+        f" AND ({job.files}) = {quoted(run.files)}"
+    )
+    for batch in window.batches:
+        started = time.monotonic()
         try:
-            if failed is not None and batch.keys:
-                fail(bind, job, batch, {0: failed})
-            elif batch.keys:
-                columns, failures = computed(job, batch.texts)
+            columns, failures = (
+                ([], {0: failed}) if failed is not None else computed(job, batch.texts)
+            )
+            with transaction(bind):
+                execute(job.settings, bind)
                 fail(bind, job, batch, failures)
-                changed = write_batch(bind, job, batch, columns, failures)
+                changed = write_batch(bind, job, window, batch, columns, failures) if columns else 0
+                rows = next_transform_rows(rows, time.monotonic() - started)
+                done = f"changed = changed + {changed}, batches = batches + 1, batch_rows = {rows}"
+                set_part(job, part, done, bind, unmoved)
         except (DBAPIError, ValueError) as error:
             if isinstance(error, DBAPIError) and (sqlstate(error) or "22")[:2] not in ROW_STATES:
                 raise
-            raise RowsFailedError(batch.scanned) from error
-        if changed:
-            own = f"'{revision}', {quoted(job.step)}, pg_current_xact_id()::text::bigint"
-            execute(f"INSERT INTO datamig.own_transaction VALUES ({own})", bind)
-        rows = next_transform_rows(rows, time.monotonic() - started)
-        set_part(
-            job,
-            part,
-            f"cursor = {quoted(batch.last)}, scanned = scanned + {batch.scanned},"
-            f" changed = changed + {changed}, batches = batches + 1, batch_rows = {rows}",
-            bind,
-        )
-    return "running"
+            raise RowsFailedError(window.rows) from error
+    status = "running" if window.last else "succeeded"
+    cursor = f"cursor = {quoted(window.last)}, " if window.last else ""
+    moved = f"{cursor}scanned = scanned + {window.rows}, status = '{status}'"
+    set_part(job, part, moved, bind, unmoved)
+    return status
 
 
-def set_part(job: Job, part: int, changes: str, bind: Any = None) -> None:
+def set_part(job: Job, part: int, changes: str, bind: Any = None, only_if: str = "TRUE") -> None:
     """Change the row of a part in datamig.run."""
-    execute(f"UPDATE datamig.run SET {changes} WHERE {this_run(job.step, part)}", bind)
+    changed = execute(
+        f"UPDATE datamig.run SET {changes}, heartbeat_at = clock_timestamp(),"
+        f" pid = pg_backend_pid() WHERE {this_run(job.step, part)} AND {only_if}",
+        bind,
+    )
+    if not changed.rowcount:
+        raise MovedError
 
 
 def next_transform_rows(rows: int, seconds: float) -> int:
@@ -271,61 +295,22 @@ def next_transform_rows(rows: int, seconds: float) -> int:
     return max(10, int(rows * min(2.0, TRANSFORM_SECONDS / max(seconds, 0.001))))
 
 
-class Batch(NamedTuple):
-    """Rows of one batch, as they were read."""
-
-    scanned: int
-    after: str | None  # keys as SQL: the rows lie behind this one
-    last: str  # and not behind this one
-    keys: list[str]  # of the rows that are meant
-    versions: Mapping[str, str]  # system columns that tell a row's version, as arrays
-    texts: Texts  # one list for each argument
-
-
-def read_batch(bind: Any, job: Job, after: str | None, stop: str | None, rows: int) -> Batch:
-    """Read the rows behind a key, of those that are meant what the function needs."""
-    key = f"concat_ws(', ', {', '.join(f'quote_literal({part})' for part in job.key)})"
-    texts = [f"datamig_{number}" for number in range(len(job.reads))]
-    values = "".join(
-        f", CASE WHEN {job.where} THEN {text} END AS {name}"
-        for name, text in zip(texts, job.texts, strict=True)
-    )
-    meant = "FILTER (WHERE datamig_meant)"
-    gathered = [f"array_agg({name}) {meant}::text" for name in IDENTITY]
-    gathered += [f"to_json(array_agg({name}) {meant})::text" for name in ("datamig_key", *texts)]
-    row = execute(
-        f"SELECT count(*), (array_agg(datamig_key))[count(*)], {', '.join(gathered)}"
-        f" FROM (SELECT {', '.join(IDENTITY)}, {key} AS datamig_key,"
-        f" ({job.where}) AS datamig_meant{values}"
-        f" FROM {job.table} WHERE {in_range(job, after, stop)}"
-        f" ORDER BY {', '.join(job.key)} LIMIT {rows}) AS batch",
-        bind,
-    ).one()
-    keys, *columns = (json.loads(text or "[]") for text in row[2 + len(IDENTITY) :])
-    versions = dict(zip(IDENTITY, row[2:], strict=False))
-    return Batch(row[0], after, row[1], keys, versions, columns)
-
-
-def in_range(job: Job, after: str | None, last: str | None, alias: str = "") -> str:
-    """Condition: the key lies behind the one and not behind the other."""
-    keys = ", ".join(f"{alias}{part}" for part in job.key)
-    conditions = [f"({keys}) > ({after})"] if after else []
-    conditions += [f"({keys}) <= ({last})"] if last else []
-    return " AND ".join(conditions) or "TRUE"
-
-
 def write_batch(
     bind: Any,
     job: Job,
+    window: Window,
     batch: Batch,
-    columns: Sequence[Sequence[str | None]],
+    columns: Texts,
     failures: Mapping[int, BaseException],
 ) -> int:
     """Write what was computed where a row is still what was read; gives the rows that changed."""
+    end, null = MARKS.values()
     values = dict(batch.versions)
-    values |= {f"w{n}": array_of_texts(column) for n, column in enumerate(columns)}
-    types = IDENTITY | dict.fromkeys(values.keys() - IDENTITY.keys(), "text")
-    sources = ", ".join(f"CAST(CAST(\x01{name} AS text) AS {types[name]}[])" for name in values)
+    arrays = [f"CAST(CAST(\x01{name} AS text) AS {IDENTITY[name]}[])" for name in values]
+    for number, column in enumerate(columns):
+        # One more end, for an array from the text '' would be empty.
+        values[f"w{number}"] = end.join([*(null if v is None else v for v in column), ""])
+        arrays.append(f"string_to_array(CAST(\x01w{number} AS text), '{end}', '{null}')")
     listed = ", ".join(f"{name}_read" for name in values)
     same = " AND ".join(f"target.{name} = new.{name}_read" for name in batch.versions)
     new = {c: f"new.w{n}_read::{job.casts[n]}" for n, c in enumerate(job.columns)}
@@ -338,21 +323,18 @@ def write_batch(
     statement = (
         f"UPDATE {job.table} AS target"
         f" SET {', '.join(f'{column} = {value}' for column, value in new.items())}"
-        f" FROM unnest({sources}) WITH ORDINALITY AS new({listed}, number_read)"
-        f" WHERE {in_range(job, batch.after, batch.last, 'target.')} AND {same}{without}"
+        f" FROM unnest({', '.join(arrays)}) WITH ORDINALITY AS new({listed}, number_read)"
+        f" WHERE {in_range(job, window.after, window.last, 'target.')} AND {same}{without}"
         f" AND ({differs})"
     )
     # A colon of the statement is one; only the marks are parameters.
     text = sa.text(statement.replace(":", r"\:").replace("\x01", ":"))
-    return (bind or op.get_bind()).execute(text, values).rowcount
+    changed = (bind or op.get_bind()).execute(text, values).rowcount
+    if changed:
+        own = f"'{revision}', {quoted(job.step)}, pg_current_xact_id()::text::bigint"
+        execute(f"INSERT INTO datamig.own_transaction VALUES ({own})", bind)
+    return changed
 
-
-# System columns that tell a version of a row from any other, and their types.
-IDENTITY = {
-    "ctid": "tid",
-    "xmin": "xid",
-    "tableoid": "oid",
-}
 
 # Classes of SQLSTATE that are about a row: data, constraint, a view's check, too large, RAISE.
 ROW_STATES = """
@@ -360,20 +342,21 @@ ROW_STATES = """
 """
 
 
-def array_of_texts(column: Sequence[str | None]) -> str:
-    """The texts as PostgreSQL reads an array."""
-    escaped = (v and v.replace("\\", "\\\\").replace('"', '\\"') for v in column)
-    return "{" + ",".join("NULL" if v is None else f'"{v}"' for v in escaped) + "}"
-
-
 def fail(bind: Any, job: Job, batch: Batch, failures: Mapping[int, BaseException]) -> None:
     """Stop at the first row that failed, naming it; or set them aside."""
     for number, error in failures.items():
+        same = " AND ".join(
+            f"{name} = ({quoted(array)}::{IDENTITY[name]}[])[{number + 1}]"
+            for name, array in batch.versions.items()
+        )
+        key = execute(f"SELECT {key_text(job)} FROM {job.table} WHERE {same}", bind).scalar()
+        if key is None:  # somebody else changed the row meanwhile
+            continue
         if job.set_aside is not None:
-            job.set_aside(bind, job, batch.keys[number], error)
+            job.set_aside(bind, job, key, error)
             continue
         raise RuntimeError(
-            f"{revision} stopped at {job.table}, ({', '.join(job.key)}) = ({batch.keys[number]}):"
+            f"{revision} stopped at {job.table}, ({', '.join(job.key)}) = ({key}):"
             f" {in_words(error)}; repair the row or the function and run Alembic again, it goes on"
             " here"
         ) from error

@@ -139,12 +139,13 @@ def update_batch_returning(
     values = [f"{name}.{quote(part)}" for part in kept.key]
     for column in kept.types:
         values += [
-            f"OLD.{quote(column)} AS {kept.before(column)}",
-            f"NEW.{quote(column)} AS {kept.after(column)}",
+            f"row_before.{quote(column)} AS {kept.before(column)}",
+            f"row_after.{quote(column)} AS {kept.after(column)}",
         ]
     update = update_batch(backfill, expressions, guard)
     return (
-        f"WITH changed AS (\n{update}\nRETURNING {', '.join(values)}\n)\n"
+        f"WITH changed AS (\n{update}\nRETURNING WITH (OLD AS row_before, NEW AS row_after)\n"
+        f"          {', '.join(values)}\n)\n"
         f"INSERT INTO {kept.name} ({kept.all_columns}) SELECT {kept.all_columns} FROM changed\n"
         f"{kept.again}"
     )

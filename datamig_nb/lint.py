@@ -187,12 +187,11 @@ def _client_defaults(tree: ast.AST) -> Iterator[Finding]:
     for node in _calls(tree, "Column"):
         named = {keyword.arg for keyword in node.keywords}
         if "default" in named and "server_default" not in named:
-            column = ast.unparse(node.args[0]) if node.args else "the column"
             yield Finding(
                 rule="client default",
                 line=node.lineno,
-                what=f"default= of {column} is for SQLAlchemy's own inserts: the rows there and"
-                " those that SQL inserts get NULL; write server_default=",
+                what="default= of a column is for SQLAlchemy's own inserts: rows that are there and"
+                " rows that SQL inserts get NULL; write server_default=",
             )
 
 
@@ -201,7 +200,7 @@ def _lost_in_scripts(tree: ast.AST) -> Iterator[Finding]:
     asks = any(isinstance(node, ast.Attribute) and node.attr == "as_sql" for node in ast.walk(tree))
     if binds and not asks:
         yield Finding(
-            rule="no script",
+            rule="no connection",
             line=min(binds),
             what="get_bind() gives no connection under --sql: values bound to a statement are lost"
             " and results are None; ask op.get_context().as_sql",

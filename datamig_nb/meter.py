@@ -125,6 +125,11 @@ class Meter:
         )
 
     @property
+    def looks(self) -> int:
+        """How often it looked."""
+        return self._looks
+
+    @property
     def largest_gap_seconds(self) -> float:
         """Between two looks, at most."""
         return self._gap

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from alembic.operations import ops
 
 from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
+from datamig_nb.compound import ChangeType, CreateTableAs, MergeRows, Swap
 from datamig_nb.display import Shown
 from datamig_nb.errors import MigrationError
 from datamig_nb.expressions import listed
@@ -51,7 +52,11 @@ SchemaStep: TypeAlias = (
     | ops.CreateCheckConstraintOp
     | ops.DropConstraintOp
 )
-Step: TypeAlias = SchemaStep | CreateEnum | DataStep | Transform | RowCheck | QueryCheck | Unchanged
+#: Steps that need the catalog to say which steps carry them out, and what these need beside.
+Compound: TypeAlias = ChangeType | MergeRows | CreateTableAs | Swap
+Step: TypeAlias = (
+    SchemaStep | CreateEnum | DataStep | Transform | Compound | RowCheck | QueryCheck | Unchanged
+)
 #: A step, or several that belong together, as functions that choose steps return them.
 Steps: TypeAlias = "Step | Sequence[Steps]"
 
@@ -85,6 +90,16 @@ class Migration(Shown):
             _require_step(step)
         object.__setattr__(self, "name", " ".join(name.split()))
         object.__setattr__(self, "steps", flat)
+
+    @classmethod
+    def of_file(cls, name: str, *checks: Step) -> Migration:
+        """What is known of a migration that somebody wrote as a revision: its checks, if any."""
+        if checks:
+            return cls(name, *checks)
+        made = object.__new__(cls)
+        object.__setattr__(made, "name", name)
+        object.__setattr__(made, "steps", ())
+        return made
 
     def replace(self, number: int, step: Steps) -> Migration:
         """A copy with ``step`` in the place of step ``number`` (from 1)."""
@@ -182,7 +197,9 @@ def describe(step: Step) -> str:
 def _describe_change(step: ops.AlterColumnOp) -> str:
     column = f"{step.column_name} of {step_table(step)}"
     changes: list[str] = []
-    if step.modify_server_default is None:
+    if isinstance(step.existing_server_default, sa.Identity):
+        changes.append(f"let {column} be no identity any more")
+    elif step.modify_server_default is None:
         changes.append(f"drop the default of {column}")
     elif step.modify_server_default is not False:
         changes.append(f"change the default of {column}")

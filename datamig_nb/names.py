@@ -13,9 +13,9 @@ from sqlalchemy.exc import CompileError
 
 from datamig_nb.errors import MigrationError
 
-# Every word that quote_ident() quotes on PostgreSQL 14 to 18 (pg_get_keywords(), catcode <> 'U'); a
-# test compares the list with the server.
-_KEYWORDS = frozenset(
+#: Every word that quote_ident() quotes on PostgreSQL 14 to 18 (pg_get_keywords(), catcode <>
+#: 'U'); a test compares the list with the server.
+KEYWORDS = frozenset(
     """
     all analyse analyze and any array as asc asymmetric authorization between bigint binary bit
     boolean both case cast char character check coalesce collate collation column concurrently
@@ -54,7 +54,7 @@ _PART = re.compile(r'"((?:[^"]|"")+)"|([^".]+)')
 
 def quote(name: str) -> str:
     """The name as SQL, quoted only where PostgreSQL needs it (as ``quote_ident`` does)."""
-    if _PLAIN.fullmatch(name) and name not in _KEYWORDS:
+    if _PLAIN.fullmatch(name) and name not in KEYWORDS:
         return name
     return '"' + name.replace('"', '""') + '"'
 

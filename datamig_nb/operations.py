@@ -117,7 +117,8 @@ def alter_column(
         A new name, in a step of its own.
     existing_server_default
         What the downgrade puts back; without it, what the catalog holds when the revision is
-        rendered.
+        rendered.  ``sa.Identity()`` with ``server_default=None`` makes an identity column a plain
+        one.
 
     Raises
     ------

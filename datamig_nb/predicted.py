@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +11,58 @@ from sqlalchemy.dialects import postgresql
 
 from datamig_nb import kept, preview_sql, targets
 from datamig_nb.catalog import NOT_YET, Catalog
-from datamig_nb.database import Column
+from datamig_nb.checks import QueryCheck, RowCheck
+from datamig_nb.compound import CreateTableAs
+from datamig_nb.database import Column, Table
 from datamig_nb.expressions import expression_text
-from datamig_nb.migration import Step
+from datamig_nb.migration import Migration, Step
 from datamig_nb.names import TableName, literal, quote
-from datamig_nb.statements import columns_read, conditions, names_in, parenthesised, source
-from datamig_nb.steps import Backfill, DeleteRows, InsertRows
+from datamig_nb.statements import (
+    columns_read,
+    conditions,
+    inlined,
+    names_in,
+    parenthesised,
+    source,
+)
+from datamig_nb.steps import Backfill, DeleteRows, InsertRows, KeepInStep
+
+
+def foreseeable(migration: Migration) -> Migration:
+    """The migration with the queries of tables that it makes in their place, to be read now.
+
+    A table whose query reads what steps before it write is left to be made.
+    """
+    queries: dict[TableName, str] = {}
+    steps: list[Step] = []
+    for number, step in enumerate(migration.steps):
+        if isinstance(step, CreateTableAs):
+            reads = InsertRows(table=step.table, select=step.select, key=step.key)
+            if not any(targets.disturbs(other, reads) for other in migration.steps[:number]):
+                queries[step.table] = inlined(step.select, queries)
+                continue
+        steps.append(_inlined(step, queries))
+    return Migration(migration.name, *(steps or migration.steps))
+
+
+def _inlined(step: Step, queries: Mapping[TableName, str]) -> Step:
+    def text(given: str | None) -> Any:
+        return given and inlined(given, queries)
+
+    match step:
+        case Backfill(assign=assign, where=where, using=using, on=on):
+            values = {column: text(value) for column, value in assign.items()}
+            return replace(step, assign=values, where=text(where), using=text(using), on=text(on))
+        case KeepInStep(assign=assign):
+            return replace(step, assign={column: text(value) for column, value in assign.items()})
+        case InsertRows(select=select):
+            return replace(step, select=text(select))
+        case DeleteRows(where=where):
+            return replace(step, where=text(where))
+        case RowCheck(failing=failing) | QueryCheck(failing=failing):
+            return replace(step, failing=text(failing))
+        case _:
+            return step
 
 
 def foreseen(step: Backfill | InsertRows | DeleteRows, catalog: Catalog) -> bool:
@@ -54,7 +100,8 @@ def predicted_rows(name: TableName, steps: Iterable[Step], catalog: Catalog) -> 
             continue
         if not foreseen(step, catalog):
             continue
-        if isinstance(step, DeleteRows) or columns_read("\n".join(step.texts), assign):
+        is_joined = isinstance(step, Backfill) and step.using is not None
+        if is_joined or isinstance(step, DeleteRows) or columns_read("\n".join(step.texts), assign):
             rows = preview_sql.predicted(table, assign, rows)
             columns = (*table.columns, *(_column(c) for c in assign if not table.has(c)))
             table, assign = replace(table, columns=columns), dict[str, str]()
@@ -62,6 +109,8 @@ def predicted_rows(name: TableName, steps: Iterable[Step], catalog: Catalog) -> 
             rows = (
                 f"(SELECT * FROM {rows}\n WHERE ({step.where}) IS NOT TRUE) AS {quote(name.name)}"
             )
+        elif is_joined:
+            rows = _with_partners(step, table, rows, catalog)
         else:
             for column, text in step.assign.items():
                 before = assign.get(column, quote(column))
@@ -87,10 +136,11 @@ def rows_told(step: Step, catalog: Catalog) -> list[tuple[str, str, str]]:
         case Backfill() | InsertRows() | DeleteRows() if not foreseen(step, catalog):
             what = f"rows of {step.table} cannot be foreseen: {step}"
             return [("SELECT NULL::bigint", what, "rehearse it: it reads what is yet to be made")]
-        case Backfill(using=str()):
+        case Backfill(using=str() as using):
             partner = f"SELECT FROM {step.using} WHERE {conditions(parenthesised(step.on))}"
             query = f"SELECT count(*) FROM {step.table.sql}\n WHERE NOT EXISTS ({partner})"
-            what = f"rows of {step.table} find no partner in {step.using}"
+            name = using.splitlines()[-1].removeprefix(") ")  # of a long query its name
+            what = f"rows of {step.table} find no partner in {name}"
             return [(query, what, "they are left alone")]
         case InsertRows():
             after = "" if step.on_conflict is None else f", ON CONFLICT {step.on_conflict}"
@@ -109,17 +159,41 @@ def rows_told(step: Step, catalog: Catalog) -> list[tuple[str, str, str]]:
 
 def _value(step: Backfill, column: str, text: str, before: str, catalog: Catalog) -> str:
     """A column's value after a step, over the row before it."""
-    condition = step.where
-    if step.using is not None:
-        where = conditions(parenthesised(step.on), parenthesised(step.where))
-        text = f"(SELECT {text} FROM {step.using} WHERE {where} LIMIT 1)"
-        condition = f"EXISTS (SELECT FROM {step.using} WHERE {where})"
-    if condition is None:
+    if step.where is None:
         return text
+    return _case(step, column, step.where, text, before, catalog)
+
+
+def _case(
+    step: Backfill, column: str, condition: str, text: str, before: str, catalog: Catalog
+) -> str:
     is_text = catalog.column_type(step.table, column).is_text
     if is_text or (step.table, column) in catalog.misfit_columns:
         text, before = f"({text})::text", f"{before}::text"
     return f"CASE WHEN ({condition}) THEN {text} ELSE {before} END"
+
+
+def _with_partners(step: Backfill, table: Table, rows: str, catalog: Catalog) -> str:
+    """Rows with the values that a backfill takes from their partners, as a join."""
+    name, partner = quote(step.table.name), quote("→")
+    values = {column: f"{partner}.{quote(f'→ {n}')}" for n, column in enumerate(step.assign)}
+    given = ", ".join(
+        f"({text}) AS {values[column].partition('.')[2]}" for column, text in step.assign.items()
+    )
+    where = conditions(parenthesised(step.on), parenthesised(step.where))
+    after = {
+        column: _case(step, column, f"{partner}.found", value, f"{name}.{quote(column)}", catalog)
+        for column, value in values.items()
+    }
+    source = (
+        f"{rows} LEFT JOIN LATERAL (\n"
+        f"SELECT {given}, TRUE AS found\n  FROM {step.using}\n WHERE {where}\n"
+        f") AS {partner} ON TRUE"
+    )
+    qualified = [f"{name}.{quote(c.name)}" for c in table.columns if c.name not in after]
+    qualified += [f"{text} AS {quote(column)}" for column, text in after.items()]
+    key = [] if table.key else [f"{name}.ctid"]
+    return f"(SELECT {', '.join([*key, *qualified])}\n  FROM {source}) AS {name}"
 
 
 def _column(name: str) -> Column:

@@ -14,7 +14,8 @@ from typing import TypeAlias
 from alembic.operations import ops
 from sqlalchemy.dialects.postgresql import DOMAIN
 
-from datamig_nb import ddl, stages
+from datamig_nb import ddl, dropped, stages
+from datamig_nb.compound import CreateTableAs, Swap
 from datamig_nb.migration import CreateEnum, Step, step_table
 from datamig_nb.names import TableName, literal, sqlalchemy_dialect
 from datamig_nb.sequence import Thing, freed, made, relation
@@ -53,6 +54,10 @@ def definition_query(step: Step) -> str | None:
             return (
                 f"SELECT (SELECT pg_get_expr(adbin, adrelid)\n          FROM pg_attrdef JOIN {of})"
             )
+        case ops.DropColumnOp():
+            return dropped.column_query(step_table(step), step.column_name)
+        case ops.DropTableOp():
+            return dropped.table_query(step_table(step))
         case ops.DropIndexOp():
             return (
                 "SELECT pg_get_indexdef(indexrelid), nspname, relname\n"
@@ -104,6 +109,10 @@ def _wanted(step: Step, earlier: Sequence[Step]) -> list[_Wanted]:
             return [_no_constraint(step_table(step), str(step.constraint_name))]
         case ops.DropConstraintOp():
             return [_a_constraint(step_table(step), str(step.constraint_name))]
+        case CreateTableAs(table=table):
+            return [_no_relation(table)]
+        case Swap(columns=columns):
+            return [_no_column(each.table, each.old) for each in columns if each.keep]
         case CreateEnum(name=name):
             type = f"to_regtype({literal(name.sql)})"
             failing = f"SELECT {type} AS type\n WHERE {type} IS NOT NULL"

@@ -19,8 +19,9 @@ from datamig_nb.catalog import NOT_YET, Catalog, read_catalog
 from datamig_nb.database import STATEMENT_TIMEOUT_SECONDS, Database, Table, explained, run
 from datamig_nb.display import Shown, visible
 from datamig_nb.errors import QueryError
+from datamig_nb.expanded import expanded
 from datamig_nb.migration import Migration, describe
-from datamig_nb.predicted import foreseen, joined, rows_before
+from datamig_nb.predicted import foreseeable, foreseen, joined, rows_before
 from datamig_nb.preview_hazards import Hazard
 from datamig_nb.statements import has_equality
 from datamig_nb.steps import Backfill
@@ -161,6 +162,8 @@ def preview(
     QueryError
         If an expression fails on a row, or takes longer than ``timeout_seconds``.
     """
+    shown = expanded(db, migration)
+    migration = foreseeable(shown)
     catalog = read_catalog(db, migration)
     try:
         with db.read_only("previewing", timeout_seconds=timeout_seconds) as connection:
@@ -173,6 +176,8 @@ def preview(
                     rows = rows_before(step, migration.steps[:number], catalog)
                     part = _backfill(connection, step, catalog, rows)
                     hazards += preview_hazards.misfits(step, part.rows, catalog)
+                    table = catalog.table(step.table)
+                    hazards += preview_hazards.dear_rewrite(step, table, part.changed_rows)
                     backfills.append(part)
                 elif isinstance(step, Transform) and step.twin:
                     twins += compare_twins(connection, step, catalog)
@@ -187,7 +192,7 @@ def preview(
     hazards += [note for part in backfills for note in _merged(part)]
     return Preview(
         migration=migration.name,
-        steps=tuple(describe(step) for step in migration.steps),
+        steps=tuple(describe(step) for step in shown.steps),
         hazards=tuple(sorted(hazards, key=lambda hazard: hazard.severity != "stops")),
         backfills=tuple(backfills),
         twins=tuple(twins),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,10 +14,11 @@ from datamig_nb.catalog import Catalog
 from datamig_nb.checks import RowCheck
 from datamig_nb.database import Table, run
 from datamig_nb.expressions import listed
-from datamig_nb.migration import Migration, Step
+from datamig_nb.migration import Migration, Step, step_table
 from datamig_nb.names import TableName, quote
 from datamig_nb.predicted import foreseen, predicted_rows, rows_told
-from datamig_nb.steps import Backfill
+from datamig_nb.sequence import freed
+from datamig_nb.steps import Backfill, DeleteRows, InsertRows
 from datamig_nb.transforms import Transform
 from datamig_nb.validate import KEYS_SHOWN
 
@@ -91,6 +93,30 @@ def misfits(step: Backfill, rows: int, catalog: Catalog) -> list[Hazard]:
     ]
 
 
+#: A table from this size on, of which half the rows change, is worth a thought about rewriting it.
+REWRITE_BYTES = 256 * 1024**2
+
+
+def dear_rewrite(step: Backfill, table: Table, changed_rows: int) -> list[Hazard]:
+    """Where writing the table anew would cost much less than changing most of its rows.
+
+    Source of the share: ``./dev bench backfill``, the line of the table written anew.
+    """
+    is_large = table.total_bytes >= REWRITE_BYTES and changed_rows >= table.estimated_rows / 2
+    if step.using is not None or not is_large:
+        return []
+    size = f"{table.total_bytes / 1024**2:,.0f} MB"
+    return [
+        Hazard(
+            severity="note",
+            what=f"most of {table.name}, {size} with its indexes, is written again row by row",
+            rows=changed_rows,
+            advice="if writers can stay away meanwhile, CREATE TABLE AS, its indexes and a swap of"
+            " names take less than half the time; by your hand, for it loses what they write",
+        )
+    ]
+
+
 @dataclass(frozen=True)
 class _Condition:
     """A condition over the predicted rows that must not hold."""
@@ -116,6 +142,7 @@ def predicted(
         # else checks cannot be read
         conditions += _of_migration(migration, name) + _of_table(connection, table, filled)
     computed = {column for step in _computing(migration, name) for column in step.columns}
+    computed |= {c for s in migration.backfills if not foreseen(s, catalog) for c in s.assign}
     conditions = [c for c in conditions if not statements.names_in(c.failing) & computed]
     rows = predicted_rows(name, migration.steps, catalog)
     found: list[Hazard] = []
@@ -144,7 +171,7 @@ def predicted(
         )
         for step in _computing(migration, name)
     ]
-    return found + _collisions(connection, table, rows, filled)
+    return found + _collisions(connection, rows, _uniques(migration, catalog, table, filled))
 
 
 def _computing(migration: Migration, name: TableName) -> list[Transform]:
@@ -257,21 +284,43 @@ def _of_table(connection: sa.Connection, table: Table, filled: tuple[str, ...]) 
 
 
 def _collisions(
-    connection: sa.Connection, table: Table, rows: str, filled: tuple[str, ...]
+    connection: sa.Connection, rows: str, uniques: Iterable[tuple[str, ...]]
 ) -> list[Hazard]:
-    """Values that would break a unique index of the table."""
+    """Values that would break a unique index."""
     found: list[Hazard] = []
-    for columns in table.unique:
-        if set(columns) & set(filled):
-            same = run(connection, preview_sql.collisions(rows, columns, KEYS_SHOWN)).all()
-            if same:
-                found.append(
-                    Hazard(
-                        severity="stops",
-                        what=f"{', '.join(columns)} is unique, but values would become the same",
-                        rows=same[0][0],
-                        keys=tuple(tuple(row[1:]) for row in same),
-                        advice="decide which of these rows stays",
-                    )
+    for columns in uniques:
+        same = run(connection, preview_sql.collisions(rows, columns, KEYS_SHOWN)).all()
+        if same:
+            found.append(
+                Hazard(
+                    severity="stops",
+                    what=f"{', '.join(columns)} is unique, but values would become the same",
+                    rows=same[0][0],
+                    keys=tuple(tuple(row[1:]) for row in same),
+                    advice="decide which of these rows stays",
                 )
+            )
     return found
+
+
+def _uniques(
+    migration: Migration, catalog: Catalog, table: Table, filled: tuple[str, ...]
+) -> dict[tuple[str, ...], None]:
+    """Columns of the unique indexes that there will be, as far as their values can be foreseen."""
+    name = table.name
+    gone = {thing[1] for step in migration.steps for thing in freed(step)}
+    stay = [
+        columns
+        for index, columns in zip(table.unique_names, table.unique, strict=True)
+        if set(columns) & set(filled) and TableName(name.schema, index) not in gone
+    ]
+    data = [s for s in migration.steps if isinstance(s, Backfill | InsertRows | DeleteRows)]
+    if any(s.table == name and not foreseen(s, catalog) for s in data):
+        return dict.fromkeys(stay)
+    made = [
+        tuple(step.columns)
+        for step in migration.steps
+        if isinstance(step, ops.CreateUniqueConstraintOp | ops.CreatePrimaryKeyOp)
+        if step_table(step) == name
+    ]
+    return dict.fromkeys([*stay, *made])

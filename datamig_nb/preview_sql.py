@@ -150,7 +150,8 @@ def _shapes(first: str, places: Sequence[str], text: str, by_key: str, why: str)
 
 def evaluate(step: Backfill, expression: str) -> str:
     """Evaluate one expression over the rows of a step, for the error that it may raise."""
-    return f"SELECT count({expression})\n  FROM {step.table.sql}{_where(step)}"
+    source = "" if step.using is None else f"\n  JOIN {step.using} ON {step.on}"
+    return f"SELECT count({expression})\n  FROM {step.table.sql}{source}{_where(step)}"
 
 
 def predicted(table: Table, assign: Mapping[str, str], rows: str | None = None) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from datamig_nb.display import Shown
+from datamig_nb.display import Shown, counted
 from datamig_nb.forecast import Forecast
 from datamig_nb.hazards import Hazard
 from datamig_nb.measure import Measured
@@ -57,12 +57,26 @@ class Rehearsal(Shown):
         return all(stage.passed for stage in self.stages)
 
     @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the revision is not ready for production: the stage that failed, then hazards."""
+        failed = [f"{stage.name}: {stage.detail}" for stage in self.stages if not stage.passed]
+        blocking = [f"{hazard.rule}, {hazard.what}" for hazard in self.hazards if hazard.blocking]
+        return (*failed, *blocking)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the revision is ready for production: it passed, and no hazard blocks it."""
+        return not self.reasons
+
+    @property
     def summary(self) -> str:
         """The rehearsal in one line of words."""
         failed = [stage for stage in self.stages if not stage.passed]
         if failed:
             return f"FAILED at {failed[0].name}: {failed[0].detail}"
-        return f"passed, the way back is {self.verdict}"
+        blocking = sum(hazard.blocking for hazard in self.hazards)
+        not_ready = f", not ready: {counted(blocking, 'blocking hazard')}" if blocking else ""
+        return f"passed, the way back is {self.verdict}{not_ready}"
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -81,4 +95,5 @@ class Rehearsal(Shown):
             + (f": {s.detail}" if s.detail else "")
             for s in self.stages
         ]
+        lines += [f"  hazard  {h.rule}: {h.what}" for h in self.hazards if h.blocking]
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Run a rendered revision on a copy: up, checked, down, compared, up again.
+"""Run a revision on a copy: up, checked, down, compared, up again.
 
 The very bytes that were rendered go through Alembic in a process of its own; there is no second
 engine that could behave otherwise.
@@ -6,38 +6,62 @@ engine that could behave otherwise.
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Collection, Generator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import sqlalchemy as sa
 
 from datamig_nb.alembic_runs import AlembicRun, Runner, runner_for
+from datamig_nb.checks import Check
 from datamig_nb.clone import Clone, cloned
-from datamig_nb.database import Database
+from datamig_nb.database import Database, is_there
+from datamig_nb.display import counted
 from datamig_nb.errors import DatamigError, RehearsalError
 from datamig_nb.faults import FAULTS
 from datamig_nb.forecast import Forecast, forecast
-from datamig_nb.hazards import Hazard, find_hazards
+from datamig_nb.hazards import (
+    Hazard,
+    hazards_of_file,
+    hazards_of_run,
+    hazards_of_script,
+    reserved_names,
+)
 from datamig_nb.measure import Measured
 from datamig_nb.meter import measuring
-from datamig_nb.migration import added_columns
+from datamig_nb.migration import Migration, added_columns
 from datamig_nb.names import TableName
 from datamig_nb.rehearsal import Rehearsal, Stage
 from datamig_nb.render import Revision
-from datamig_nb.scene import FaultResult, Scene
-from datamig_nb.snapshot import Snapshot, differences, take_snapshot, user_tables, with_children
+from datamig_nb.revision_file import read_revision
+from datamig_nb.scene import FaultResult, Scene, end_state
+from datamig_nb.snapshot import (
+    ROWS,
+    Snapshot,
+    count_differing,
+    differences,
+    differing,
+    hash_columns,
+    in_words,
+    keep_before,
+    take_snapshot,
+    user_tables,
+    with_children,
+)
 from datamig_nb.validate import ValidationReport, validate
-from datamig_nb.verdict import Verdict, judge, refuses
+from datamig_nb.verdict import Verdict, judge, may_change, refuses
 from datamig_nb.workers import work as work_off
 
 
 def rehearse(
     db: Database,
-    revision: Revision,
+    revision: Revision | str | Path,
     *,
+    checks: Sequence[Check] = (),
     on: str | sa.URL | Database = "clone",
     fraction: float | None = None,
     rows: int | None = None,
@@ -53,6 +77,11 @@ def rehearse(
 
     Parameters
     ----------
+    revision
+        One that was rendered; or the path of a revision file, whoever wrote it.
+    checks
+        What must hold after the upgrade, beside the migration's own checks.  They may read
+        ``datamig_before.TABLE``: the table as it was before the upgrade.
     on
         ``"clone"``.
     faults
@@ -66,6 +95,12 @@ def rehearse(
         If the rehearsal could not be carried out.  A revision that fails is no error: the
         rehearsal says so.
     """
+    if not isinstance(revision, Revision):
+        revision = read_revision(revision)
+    if checks:
+        migration = revision.migration
+        migration = Migration(migration.name, *migration.steps, *checks)
+        revision = replace(revision, migration=migration)
     if unknown := [name for name in faults if name not in FAULTS]:
         raise RehearsalError(
             f"there is no fault {unknown[0]!r}", f"choose from {', '.join(FAULTS) or '(none)'}"
@@ -87,7 +122,7 @@ def rehearse(
         validation=work.validation,
         verdict=work.verdict,
         on="clone",
-        hazards=work.hazards,
+        hazards=tuple(work.hazards),
         faults=tuple(work.faults),
         measured=tuple(work.measured),
         forecast=work.forecast,
@@ -118,11 +153,15 @@ class _Work:
     without: tuple[TableName, ...] = ()
     #: What an undisturbed upgrade left, where faults are to be held against it.
     expected: Snapshot | None = None
+    #: What differs between two of these, in words.
+    varying: tuple[str, ...] = ()
     stages: list[Stage] = field(default_factory=list)
     validation: ValidationReport | None = None
     verdict: Verdict = "not known"
     rows: int = 0
-    hazards: tuple[Hazard, ...] = ()
+    #: Rows of each table before the upgrade.
+    sizes: dict[TableName, int] = field(default_factory=dict)
+    hazards: list[Hazard] = field(default_factory=list)
     faults: list[FaultResult] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
     forecast: Forecast | None = None
@@ -165,7 +204,14 @@ class _Work:
         with measuring(self.copy) as meter:
             run = self.runner.run(command, target)
         self.measured.append(meter.measured(stage, run))
+        if stage in ("upgrade", "downgrade"):
+            self.hazards += hazards_of_run(run, self.sizes, self.is_there)
         return run
+
+    def is_there(self, table: str) -> bool:
+        """Whether the copy has a table of that name now."""
+        with self.copy.read_only("looking up a table") as connection:
+            return is_there(connection, table)
 
 
 def _carry_out(work: _Work, faults: tuple[str, ...]) -> None:
@@ -178,21 +224,28 @@ def _carry_out(work: _Work, faults: tuple[str, ...]) -> None:
         for name, columns in tables.items()
         if name.name != hidden.name or hidden.schema not in (None, name.schema)
     }
-    work.hazards = find_hazards(work.runner)
     before = work.snapshot()
-    filled = _look_at_tables(work, before)
+    work.sizes = {name: int(hashes[ROWS]) for name, hashes in before.tables.items()}
+    reserved = reserved_names(work.copy, work.sizes)
+    work.hazards += hazards_of_file(work.revision, work.sizes, reserved)
+    scripted = hazards_of_script(beginning.script, beginning.unscripted, work.copy.major)
+    work.hazards += scripted
+    keep_before(work.copy, tables, [check.failing for check in work.revision.migration.checks])
+    _look_at_tables(work)
     if not faults:
-        _up_and_down(work, before, filled, keep=False)
+        _up_and_down(work, before, keep=False)
         return
     with _pristine(work) as copy:
-        _up_and_down(work, before, filled, keep=True)
+        _up_and_down(work, before, keep=True)
         for name in faults:
-            work.stage(name, partial(_fault, work, name, copy))
+            with suppress(_StoppedError):  # the next one has a copy of its own
+                work.stage(name, partial(_fault, work, name, copy))
 
 
-def _up_and_down(work: _Work, before: Snapshot, filled: set[str], *, keep: bool) -> None:
+def _up_and_down(work: _Work, before: Snapshot, *, keep: bool) -> None:
     target, back = work.revision.id, work.revision.down_revision or "base"
     downgrade: list[AlembicRun] = []
+    changed: list[tuple[TableName, str]] = []
 
     def upgrade(stage: str) -> str:
         run = work.alembic(stage, "upgrade", target)
@@ -201,10 +254,14 @@ def _up_and_down(work: _Work, before: Snapshot, filled: set[str], *, keep: bool)
         return ""
 
     def others_unchanged() -> str:
-        found = differences(before, work.snapshot())
-        found = tuple(d for d in found if not d.startswith("the schema") and d not in filled)
+        changed.extend(differing(before, work.snapshot()))
+        allowed = _allowed(work)
+        if allowed is None:
+            words = ", ".join(in_words(*each) for each in changed)
+            return words or "nothing of what was there"
+        found = [each for each in changed if not allowed(*each)]
         if found:
-            raise _FailedError(f"differs from before: {', '.join(found)}")
+            raise _FailedError(f"differs from before: {_counted(work, before, found)}")
         return f"{len(work.tables)} tables"
 
     def way_back() -> str:
@@ -217,50 +274,89 @@ def _up_and_down(work: _Work, before: Snapshot, filled: set[str], *, keep: bool)
         return ""
 
     def equal() -> str:
-        found = differences(before, work.snapshot())
-        work.verdict = judge(downgrade[0], found)
-        if found:
+        after = work.snapshot()
+        values, words = differing(before, after), differences(before, after)
+        work.verdict = judge(downgrade[0], changed, words)
+        if words:
+            counts = [_counted(work, before, values)] if values else []
+            found = [*counts, *words[len(values) :]]
             raise _FailedError(f"differs from before: {', '.join(found)}")
         return f"{len(work.tables)} tables"
 
     work.stage("upgrade", lambda: upgrade("upgrade"))
-    here = {str(name): int(found["number of rows"]) for name, found in before.tables.items()}
+    here = {str(name): rows for name, rows in work.sizes.items()}
     work.forecast = forecast(work.measured[0], here, here)
     work.stage("checks", lambda: _checks(work))
-    work.stage("everything else unchanged", others_unchanged)
+    work.stage(
+        "what was changed" if _allowed(work) is None else "everything else unchanged",
+        others_unchanged,
+    )
     if keep:
-        work.expected = work.snapshot(user_tables(work.copy))
+        work.expected = end_state(work.copy, work.tables, work.without)
     work.stage("downgrade", way_back)
     if refuses(downgrade[0]):
-        work.verdict = judge(downgrade[0], ())
+        work.verdict = judge(downgrade[0], (), ())
         return
     work.stage("equal to before", equal)
     work.stage("upgrade again", lambda: upgrade("upgrade again"))
     work.stage("checks again", lambda: _checks(work))
+    if work.expected is not None:
+        again = end_state(work.copy, work.tables, work.without)
+        work.varying = differences(work.expected, again)
 
 
-def _look_at_tables(work: _Work, before: Snapshot) -> set[str]:
-    """Find out which tables the migration touches; give the columns that it fills."""
-    migration = work.revision.migration
-    written = [(step.table, tuple(step.assign)) for step in migration.backfills]
-    written += [(step.table, step.columns) for step in migration.transforms]
-    named = {*added_columns(migration), *(table for table, _ in written)}
+def _look_at_tables(work: _Work) -> None:
+    """Find out which tables the migration touches, and how many rows they have."""
+    revision = work.revision
+    named = {*added_columns(revision.migration), *(may_change(revision.migration) or ())}
+    if revision.path is not None:
+        words = set(re.findall(r"\w+", revision.text))
+        named = {name for name in work.tables if name.name in words}
     holding = with_children(work.copy, named)
     work.touched = tuple(dict.fromkeys(name for names in holding.values() for name in names))
-    work.rows = sum(
-        int(before.tables[name]["number of rows"]) for name in work.touched if name in before.tables
-    )
-    return {
-        f"{name}.{column}"
-        for table, columns in written
-        for name in holding[table]
-        for column in columns
-    }
+    work.rows = sum(work.sizes.get(name, 0) for name in work.touched)
+
+
+def _allowed(work: _Work) -> Callable[[TableName, str], bool] | None:
+    """Tells which tables and columns the upgrade may change; None where anything goes."""
+    declared = None if work.revision.path else may_change(work.revision.migration)
+    if declared is None:
+        return None
+    holding = with_children(work.copy, declared)
+    columns = {name: declared[table] for table, names in holding.items() for name in names}
+
+    def allowed(name: TableName, column: str) -> bool:
+        known = columns.get(name, set())
+        return known is None or column in known
+
+    return allowed
+
+
+def _counted(work: _Work, before: Snapshot, found: Sequence[tuple[TableName, str]]) -> str:
+    """What differs from before, in words, with the number of rows where it can be counted."""
+    said: list[str] = []
+    # The copy is what it was made of no more; the source still is, unless somebody wrote there.
+    with cloned(work.source, f"{work.revision.id}_compared") as pristine:
+        for name, column in found:
+            words = in_words(name, column)
+            same = hash_columns(pristine, name, work.tables[name]).get(column)
+            if column == ROWS:
+                words += f" (was {work.sizes[name]:,})"
+            elif same == before.tables[name][column]:
+                rows = count_differing(pristine, work.copy, name, column)
+                words += f" in {counted(rows, 'row')}" if rows else ""
+            said.append(words)
+    return ", ".join(said)
+
+
+def _complete(revision: Revision, database: Database) -> None:
+    """Do what the upgrade left to workers."""
+    if any(step.walk.job is not None for step in revision.migration.backfills):
+        work_off(database, revision.id)
 
 
 def _checks(work: _Work) -> str:
-    if any(step.walk.job is not None for step in work.revision.migration.backfills):
-        work_off(work.copy, work.revision.id)
+    _complete(work.revision, work.copy)
     if not any(not check.before for check in work.revision.migration.checks):
         return "the migration has none"
     work.validation = validate(work.copy, work.revision.migration)
@@ -290,6 +386,8 @@ def _fault(work: _Work, name: str, copy: Callable[[], AbstractContextManager[Clo
         touched=work.touched,
         without=work.without,
         expected=work.expected,
+        varying=work.varying,
+        complete=partial(_complete, work.revision),
         cost=work.measured[0],
         progress=work.progress,
     )

@@ -18,6 +18,7 @@ from datamig_nb.database import Database
 from datamig_nb.display import Shown
 from datamig_nb.draft import ID, Draft
 from datamig_nb.errors import AlembicProjectError
+from datamig_nb.expanded import expanded
 from datamig_nb.migration import Migration, describe
 from datamig_nb.project import Project
 from datamig_nb.source import WIDTH, machinery
@@ -38,6 +39,8 @@ class Revision(Shown):
     down_revision: str | None
     #: Path of the project's alembic.ini; None where no project was given.
     alembic: Path | None = None
+    #: Where the file lies that somebody else wrote; None for one that was rendered here.
+    path: Path | None = None
 
     @property
     def digest(self) -> str:
@@ -47,8 +50,8 @@ class Revision(Shown):
     @property
     def story(self) -> str:
         """The part of the text that tells what is done: from ``upgrade`` to the SQL."""
-        start, end = self.text.index("def upgrade("), self.text.index("\n\n\n# -------- functions")
-        return self.text[start:end]
+        story, _, _ = self.text.partition("\n\n\n# -------- functions")
+        return story[max(story.find("def upgrade("), 0) :]
 
     def __repr__(self) -> str:
         lines = len(self.text.splitlines())
@@ -87,10 +90,11 @@ def render(
     AlembicProjectError
         If the project cannot be read, has several heads, or holds this very revision.
     """
-    catalog = read_catalog(db, migration)
+    steps = expanded(db, migration)
+    catalog = read_catalog(db, steps)
     project = None if alembic is None else Project(Path(alembic))
     down_revision = None if project is None else project.head(head)
-    draft = Draft(migration, catalog)
+    draft = Draft(steps, catalog)
     text = _document(draft, down_revision)
     id = hashlib.sha256(text.encode()).hexdigest()[:12]
     date = datetime.datetime.now(datetime.UTC) if project is None else project.create_date()

@@ -39,6 +39,7 @@ def transform_rows(
     checksum: str | None = None,
     workers: int = 2,
     requires: Sequence[str] = (),
+    twin: Expression | None = None,
 ) -> Migration:
     """Compute a new column from another, for every row, with a checksum that is verified.
 
@@ -55,6 +56,9 @@ def transform_rows(
         against what the table holds, read again, when all rows are done.
     workers, requires
         For a Python function: parts of the table that are done at once, and packages it imports.
+    twin
+        A SQL expression that should give what the Python function gives: the preview says for
+        which values it does not, so that work can move into the database with proof.
 
     Raises
     ------
@@ -74,6 +78,7 @@ def transform_rows(
             checksum=checksum,
             workers=workers,
             requires=requires,
+            twin=None if twin is None else {into: twin},
         )
         return Migration(title, *steps, computed)
     given = {into: expression_text(rule)}
@@ -134,7 +139,7 @@ def normalize(
         )
     name, value = TableName.parse(table), expression_text(rule)
     first = (
-        f"{quote(key)} IN (\n    SELECT min({quote(key)}) FROM {name.sql} GROUP BY {value}\n)"
+        f"{quote(key)} IN (SELECT min({quote(key)}) FROM {name.sql} GROUP BY {value})"
         if duplicates == "first"
         else None
     )
@@ -221,7 +226,7 @@ def cross_table(
         )
     above = TableName.parse(parent)
     steps: list[Step] = []
-    late: list[Step] = []
+    late: list[Step] = [matches(parent, column, value)]
     for child, reference in children.items():
         asked = _orphans(child, reference, parent, key, leave=orphans == "leave")
         (late if isinstance(asked, Unchanged) else steps).append(asked)
@@ -230,8 +235,7 @@ def cross_table(
         own = f"{quote(TableName.parse(child).name)}.{quote(reference)}"
         found = f"{above.sql} WHERE {quote(above.name)}.{quote(key)} = {own}"
         given[child] = f"(\n    SELECT {given[parent]}\n      FROM {found}\n)"
-        held = f"(SELECT {quote(above.name)}.{quote(column)} FROM {found})"
-        late.append(matches(child, column, held))
+        late.append(_same_in(above, key, TableName.parse(child), reference, column))
     for table, expression in given.items():
         name = TableName.parse(table)
         steps += [
@@ -242,6 +246,17 @@ def cross_table(
     if orphans == "fail":
         late += [no_orphans(child, own, parent, key) for child, own in children.items()]
     return Migration(f"give {column} to {listed([*given])}", *steps, *late)
+
+
+def _same_in(above: TableName, key: str, child: TableName, reference: str, column: str) -> Step:
+    value = quote(column)
+    return check(
+        f"each row of {child} has the {column} of its {above}",
+        f"SELECT child.{quote(reference)}, child.{value}, above.{value} AS above\n"
+        f"  FROM {child.sql} AS child\n"
+        f"  LEFT JOIN {above.sql} AS above ON above.{quote(key)} = child.{quote(reference)}\n"
+        f" WHERE child.{value} IS DISTINCT FROM above.{value} ORDER BY 1",
+    )
 
 
 def _orphans(

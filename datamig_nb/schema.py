@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from alembic.operations import ops
 
 from datamig_nb import ddl, stages
+from datamig_nb.compound import CreateTableAs
 from datamig_nb.errors import MigrationError
 from datamig_nb.expressions import expression_text
 from datamig_nb.migration import CreateEnum, SchemaStep, step_table
@@ -21,7 +22,7 @@ from datamig_nb.stages import Condition, Found, NoWayBack, Statement
 from datamig_nb.steps import Sql
 
 #: Steps that are statements, as opposed to batches, triggers and checks.
-StatementStep: TypeAlias = SchemaStep | CreateEnum | Sql
+StatementStep: TypeAlias = SchemaStep | CreateEnum | CreateTableAs | Sql
 
 WayBack: TypeAlias = tuple[Statement, ...] | NoWayBack
 
@@ -65,6 +66,8 @@ def upgrade_statements(step: StatementStep, found: Found | None = None) -> tuple
             listed = ", ".join(map(literal, labels))
             create = f"CREATE TYPE {name.sql} AS ENUM ({listed})"
             return (stages.when(f"to_regtype({literal(name.sql)}) IS NULL", create),)
+        case CreateTableAs():
+            return _create_table_as(step)
         case Sql():
             return (_own(step.statement),)
 
@@ -100,6 +103,8 @@ def downgrade_statements(step: StatementStep, found: Found | None = None) -> Way
             return _drop_constraint_back(step, found)
         case CreateEnum(name=name):
             return stages.plain(f"DROP TYPE IF EXISTS {name.sql}")
+        case CreateTableAs(table=table):
+            return stages.plain(f"DROP TABLE IF EXISTS {table.sql}")
         case Sql(undo=undo):
             if undo is None:
                 return NoWayBack(reason=f"nothing undoes this: {step.name}")
@@ -119,6 +124,27 @@ def _drop_table(step: ops.DropTableOp | ops.CreateTableOp) -> Statement:
     return Statement(sql=f"DROP TABLE IF EXISTS {step_table(step).sql}")
 
 
+def _create_table_as(step: CreateTableAs) -> tuple[Statement, ...]:
+    """What the query gave the first time stays; the key makes it quick to look up."""
+    table, keys = step.table, ", ".join(map(quote, step.key))
+    key = f"pg_constraint WHERE conrelid = {stages.regclass(table)} AND contype = 'p'"
+    twice = Condition(
+        f"each {', '.join(step.key)} is once in what {table} is made from",
+        f"SELECT {keys}, count(*) AS times FROM (\n{step.select}\n) AS source\n"
+        f" GROUP BY {keys} HAVING count(*) > 1\n ORDER BY {keys}",
+    )
+    return (
+        Statement(sql=f"CREATE TABLE IF NOT EXISTS {table.sql} AS\n{step.select}"),
+        stages.when(
+            f"NOT {stages.exists(key)}",
+            f"ALTER TABLE {table.sql} ADD PRIMARY KEY ({keys})",
+            validates=twice,
+            on_failure=Statement(sql=f"DROP TABLE {table.sql}"),
+        ),
+        Statement(sql=f"ANALYZE {table.sql}"),
+    )
+
+
 def _rename_table(table: TableName, new_name: str) -> Statement:
     new = TableName(table.schema, new_name)
     rename = f"ALTER TABLE {table.sql} RENAME TO {quote(new_name)}"
@@ -129,7 +155,11 @@ def _alter_column(step: ops.AlterColumnOp, found: Found) -> tuple[Statement, ...
     table, column = step_table(step), step.column_name
     alter = f"ALTER TABLE {table.sql} ALTER COLUMN {quote(column)}"
     statements: list[Statement] = []
-    if step.modify_server_default is not False:
+    if isinstance(step.modify_server_default, sa.Identity):
+        statements += stages.add_identity(table, column, step.modify_server_default.always)
+    elif isinstance(step.existing_server_default, sa.Identity):
+        statements += stages.plain(f"{alter} DROP IDENTITY IF EXISTS")
+    elif step.modify_server_default is not False:
         default = ddl.set_default(table, column, step.modify_server_default)
         statements += stages.plain(default)
     if step.modify_nullable is False:

@@ -6,6 +6,7 @@ import re
 import subprocess
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -14,6 +15,9 @@ from datamig_nb.errors import RehearsalError
 from datamig_nb.names import TableName, quote
 from datamig_nb.programs import address, environment
 from datamig_nb.server import binaries
+
+#: Stands for a column: how many rows the table has.
+ROWS = "number of rows"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +35,16 @@ def take_snapshot(
     *,
     without: Collection[TableName] = (),
 ) -> Snapshot:
-    """Hash the columns of the tables, and dump the schema without the tables left out."""
+    """Hash those of the tables and columns that are there; dump the schema without some tables."""
+    there = user_tables(db)
+    present = {
+        name: tuple(column for column in columns if column in there[name])
+        for name, columns in tables.items()
+        if name in there
+    }
     return Snapshot(
         schema=_dump_schema(db, without),
-        tables={name: hash_columns(db, name, columns) for name, columns in tables.items()},
+        tables={name: hash_columns(db, name, columns) for name, columns in present.items()},
     )
 
 
@@ -65,12 +75,15 @@ def user_tables(db: Database) -> dict[TableName, tuple[str, ...]]:
 def hash_columns(db: Database, name: TableName, columns: tuple[str, ...]) -> dict[str, str]:
     """An order-free hash of each column together with its row's key, and the row count.
 
+    Without a key, or where it is not among the columns, whole rows are hashed.
+
     Equal hashes mean equal values row by row, but for a chance of about 1 in 2^64 for each
     difference.  Values are compared as text, so that types without a hash count too.
     """
     with db.read_only(f"hashing {name}", timeout_seconds=3600) as connection:
         key = read_table(connection, name).key
-        groups = {column: (*key, column) for column in columns} if key else {"row": columns}
+        by_key = key and {*key} <= {*columns}
+        groups = {c: (*key, c) for c in columns} if by_key else {"row": columns}
         sums = "".join(
             f",\n       coalesce(sum(hashtextextended(ROW({', '.join(map(quote, group))})::text, 0)"
             f"::numeric), 0)::text AS h{number}"
@@ -78,17 +91,27 @@ def hash_columns(db: Database, name: TableName, columns: tuple[str, ...]) -> dic
         )
         statement = f"SELECT count(*)::text AS row_count{sums}\n  FROM ONLY {name.sql}"
         found = run(connection, statement).one()
-    return {"number of rows": found[0], **dict(zip(groups, found[1:], strict=True))}
+    return {ROWS: found[0], **dict(zip(groups, found[1:], strict=True))}
+
+
+def differing(before: Snapshot, after: Snapshot) -> tuple[tuple[TableName, str], ...]:
+    """The tables and columns whose values differ, or are gone; ``ROWS`` is the number of rows."""
+    return tuple(
+        (name, column)
+        for name, hashes in before.tables.items()
+        for column, value in hashes.items()
+        if after.tables.get(name, {}).get(column) != value
+    )
+
+
+def in_words(name: TableName, column: str) -> str:
+    """A table and column that differ."""
+    return f"the number of rows of {name}" if column == ROWS else f"{name}.{column}"
 
 
 def differences(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
     """What differs between two snapshots, in words, the schema last."""
-    found = [
-        f"{name}.{column}" if column != "number of rows" else f"the number of rows of {name}"
-        for name, hashes in before.tables.items()
-        for column, value in hashes.items()
-        if after.tables.get(name, {}).get(column) != value
-    ]
+    found = [in_words(name, column) for name, column in differing(before, after)]
     old, new = before.schema.splitlines(), after.schema.splitlines()
     changed = [line for line in old if line not in new] + [line for line in new if line not in old]
     if before.schema != after.schema:
@@ -98,12 +121,60 @@ def differences(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
     return tuple(found)
 
 
+def count_differing(before: Database, after: Database, name: TableName, column: str) -> int | None:
+    """Rows of a table that hold another value in one database than in the other.
+
+    Rows that are only in one of them do not count; None where the table has no key.
+    """
+    with before.read_only(f"comparing {name}", timeout_seconds=3600) as source:
+        key = read_table(source, name).key
+        if not key or column not in user_tables(after).get(name, ()):
+            return None
+        keys, value = ", ".join(map(quote, key)), quote(column)
+        query = f"SELECT ROW({keys})::text, {value}::text FROM ONLY {name.sql}"
+        ours: Any = source.connection.driver_connection
+        with after.engine.connect() as target:
+            theirs: Any = target.connection.driver_connection
+            run(target, "CREATE TEMPORARY TABLE datamig_before (key text, value text)")
+            with (
+                ours.cursor().copy(f"COPY ({query}) TO STDOUT") as rows,
+                theirs.cursor().copy("COPY datamig_before FROM STDIN") as copy,
+            ):
+                for piece in rows:
+                    copy.write(piece)
+            differ = f"""
+SELECT count(*) FROM datamig_before
+  JOIN ({query}) AS now (key, now) USING (key) WHERE value IS DISTINCT FROM now"""
+            return int(
+                run(target, differ).scalar_one()
+            )  # the temporary table goes with the rollback
+
+
+def keep_before(db: Database, tables: Iterable[TableName], checks: Iterable[str]) -> None:
+    """Copy the tables that checks read as ``datamig_before.NAME`` into that schema."""
+    wanted = {name for text in checks for name in re.findall(r"\bdatamig_before\.(\w+)", text)}
+    known = {name.name: name for name in tables}
+    if not wanted:
+        return
+    if missing := wanted - known.keys():
+        raise RehearsalError(
+            f"a check reads datamig_before.{min(missing)}, but there was no such table",
+            "name a table that is there before the upgrade, without its schema",
+        )
+    with db.engine.begin() as connection:
+        run(connection, "CREATE SCHEMA datamig_before")
+        for name in sorted(wanted):
+            table = f"datamig_before.{quote(name)}"
+            run(connection, f"CREATE TABLE {table} AS TABLE {known[name].sql}")
+
+
 def _dump_schema(db: Database, without: Collection[TableName]) -> str:
     result = subprocess.run(
         [
             binaries() / "pg_dump",
             "--schema-only",
             "--exclude-schema=datamig",
+            "--exclude-schema=datamig_before",
             *(f"--exclude-table={_pattern(name)}" for name in without),
             *address(db),
         ],
@@ -146,7 +217,7 @@ SELECT nspname AS schema,
   JOIN pg_namespace ON pg_namespace.oid = relnamespace
   JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped
  WHERE relkind IN ('r', 'p')
-   AND nspname NOT IN ('pg_catalog', 'information_schema', 'datamig')
+   AND nspname NOT IN ('pg_catalog', 'information_schema', 'datamig', 'datamig_before')
    AND nspname NOT LIKE 'pg_temp%' AND nspname NOT LIKE 'pg_toast%'
  GROUP BY nspname, relname
  ORDER BY nspname, relname

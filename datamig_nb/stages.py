@@ -179,6 +179,20 @@ def set_not_null(table: TableName, column: str, key: Sequence[str]) -> tuple[Sta
     )
 
 
+def add_identity(table: TableName, column: str, always: bool | None) -> tuple[Statement, ...]:
+    """Make a column an identity, which goes on behind the highest value that is there."""
+    sequence = f"pg_get_serial_sequence({literal(table.sql)}, {literal(column)})"
+    kind = "ALWAYS" if always else "BY DEFAULT"
+    return (
+        when(
+            exists(f"{column_row(table, column)} AND attidentity = ''"),
+            f"ALTER TABLE {table.sql}\n            ALTER COLUMN {quote(column)}"
+            f" ADD GENERATED {kind} AS IDENTITY",
+        ),
+        Statement(sql=f"SELECT setval({sequence}, max({quote(column)})) FROM {table.sql}"),
+    )
+
+
 def not_null_name(column: str) -> str:
     """Name of the CHECK that proves a column NOT NULL; no two columns of a table share one."""
     name = f"datamig_not_null_{column}"
@@ -255,6 +269,13 @@ def concurrently(definition: str) -> str:
         lambda found: f"CREATE {found[1] or ''}INDEX CONCURRENTLY IF NOT EXISTS ",
         definition,
     )
+
+
+def index_name(definition: str) -> str:
+    """The name of the index that ``pg_get_indexdef`` tells of."""
+    found = re.match(r'CREATE (?:UNIQUE )?INDEX ("(?:[^"]|"")+"|\S+) ', definition)
+    assert found is not None
+    return TableName.parse(found[1]).name
 
 
 def require_whole(what: str, table: TableName, found: Found) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from datamig_nb.checks import Check, RowCheck
 from datamig_nb.expressions import BATCH_MARK
-from datamig_nb.names import TOKENS, TableName, literal, quote
+from datamig_nb.names import KEYWORDS, TOKENS, TableName, literal, quote
 from datamig_nb.steps import Backfill, InsertRows, KeepInStep
 
 # PostgreSQL folds ASCII letters only.
@@ -24,21 +24,38 @@ def columns_read(expression: str, columns: Iterable[str], row: str = "") -> tupl
     """
     names: set[str] = set()
     for match in TOKENS.finditer(expression):
-        if match["quoted"] or match["plain"]:
-            name = (match["quoted"] or "").replace('""', '"') or match["plain"].translate(_FOLDED)
+        if (name := folded(match)) is not None:
             if name == row and not _COLUMN_OF.match(expression, match.end()):
                 return tuple(columns)
             names.add(name)
     return tuple(column for column in columns if column in names)
 
 
+def folded(token: re.Match[str]) -> str | None:
+    """The name that a token of SQL is, as PostgreSQL folds it; None where it is something else."""
+    if token["plain"]:
+        return token["plain"].translate(_FOLDED)
+    return token["quoted"].replace('""', '"') if token["quoted"] else None
+
+
 def names_in(expression: str) -> frozenset[str]:
     """Every name in an expression, as PostgreSQL folds it."""
-    return frozenset(
-        (match["quoted"] or "").replace('""', '"') or match["plain"].translate(_FOLDED)
-        for match in TOKENS.finditer(expression)
-        if match["quoted"] or match["plain"]
-    )
+    names = map(folded, TOKENS.finditer(expression))
+    return frozenset(name for name in names if name is not None)
+
+
+def inlined(text: str, queries: Mapping[TableName, str]) -> str:
+    """SQL in which the query of a table stands in the place of its name, as a FROM item."""
+    for table, query in queries.items():
+        alias = rf"\s+(?:as\s|(?!(?:{'|'.join(KEYWORDS)})\b)[a-z_\"])"
+        item = rf'(?<![\w."]){re.escape(table.sql)}(?![\w."])(?P<alias>(?={alias}))?'
+
+        def whole(found: re.Match[str], table: TableName = table, query: str = query) -> str:
+            name = "" if found["alias"] is not None else f" AS {quote(table.name)}"
+            return f"(\n{query}\n){name}"
+
+        text = re.sub(item, whole, text, flags=re.IGNORECASE)
+    return text
 
 
 # What makes a table's name in front of it part of a column's; "player.*" is the whole row.

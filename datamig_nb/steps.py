@@ -121,17 +121,17 @@ class DeleteRows:
 
 @dataclass(frozen=True, kw_only=True)
 class BackUp:
-    """Keep the old and the new value of columns, for each row whose value changes."""
+    """Keep the old and the new value of columns, for each row whose value changes or goes."""
 
-    #: Table whose backfills keep what they overwrite.
+    #: Table whose backfills keep what they overwrite, and later steps what they drop.
     table: TableName
-    #: Columns that are kept.
+    #: Columns that are kept; () for the whole table, which a later step drops.
     columns: tuple[str, ...]
 
     def __str__(self) -> str:
-        return (
-            f"keep the old and the new {listed(self.columns)} of rows of {self.table} that change"
-        )
+        if not self.columns:
+            return f"keep the table {self.table}, moved to the schema datamig when it is dropped"
+        return f"keep {listed(self.columns)} of rows of {self.table} that change, or lose them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ DataStep = Backfill | InsertRows | DeleteRows | BackUp | KeepInStep | Sql
 
 
 def backfill(
-    table: str,
+    table: str | TableName,
     assign: Mapping[str, Expression],
     *,
     where: Expression | None = None,
@@ -228,7 +228,7 @@ def backfill(
 
 
 def insert_rows(
-    table: str,
+    table: str | TableName,
     select: str,
     *,
     key: str | Sequence[str],
@@ -272,7 +272,7 @@ def insert_rows(
 
 
 def delete_rows(
-    table: str,
+    table: str | TableName,
     where: Expression,
     *,
     keep: bool = True,
@@ -308,17 +308,20 @@ def delete_rows(
     )
 
 
-def back_up(table: str, *columns: str) -> BackUp:
+def back_up(table: str | TableName, *columns: str) -> BackUp:
     """Keep old and new values of columns, written by the statement that changes them.
 
     Only rows that change are kept.  The downgrade restores a value where it is still the one that
     the migration wrote, and lists the others in ``datamig.conflict``.
+
+    Where a later step drops a column, the values of all rows are kept, copied in batches right
+    before.  Without columns the table itself is kept, which a later ``drop_table`` then only moves
+    to the schema ``datamig``, without copying.
     """
-    listed(columns)
     return BackUp(table=TableName.parse(table), columns=columns)
 
 
-def keep_in_step(table: str, assign: Mapping[str, Expression]) -> KeepInStep:
+def keep_in_step(table: str | TableName, assign: Mapping[str, Expression]) -> KeepInStep:
     """Give rows that are written from now on their values by a trigger.
 
     An INSERT that leaves all the columns NULL gets them computed; so does an UPDATE of a column

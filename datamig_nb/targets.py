@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from alembic.operations import ops
 
-from datamig_nb import kept
+from datamig_nb import dropped, kept
 from datamig_nb.checks import QueryCheck
 from datamig_nb.database import Reference, Table
 from datamig_nb.errors import MigrationError
@@ -41,7 +41,7 @@ def require(migration: Migration, tables: Tables) -> None:
         if isinstance(step, Backfill) and not step.walk.fire_triggers:
             _require_no_foreign_key(step, tables[step.table])
         if isinstance(step, BackUp):
-            _require_backfill(step, migration)
+            _require_use(step, migration)
         if isinstance(step, InsertRows):
             _require_key(tables[step.table])
         if isinstance(step, DeleteRows):
@@ -68,13 +68,22 @@ def _require_no_foreign_key(step: Backfill, table: Table) -> None:
             )
 
 
-def _require_backfill(step: BackUp, migration: Migration) -> None:
+def _require_use(step: BackUp, migration: Migration) -> None:
+    goes = [other for other in migration.steps if dropped.kept_by(other, migration.steps) is step]
+    columns = {getattr(other, "column_name", "") for other in goes}
     for column in step.columns:
-        if not any(b.table == step.table and column in b.assign for b in migration.backfills):
+        is_set = any(b.table == step.table and column in b.assign for b in migration.backfills)
+        if not is_set and column not in columns:
             raise MigrationError(
-                f"back_up() keeps {column!r} of {str(step.table)!r}, but no backfill sets it",
+                f"back_up() keeps {column!r} of {str(step.table)!r}, but no backfill sets it and no"
+                " step drops it",
                 "name a column that one does",
             )
+    if not step.columns and not goes:
+        raise MigrationError(
+            f"back_up() keeps the table {str(step.table)!r}, but no step drops it",
+            "name columns, or drop the table",
+        )
 
 
 def _require_key(table: Table) -> None:

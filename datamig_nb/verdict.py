@@ -1,23 +1,92 @@
-"""What the way back gives: proven by going it."""
+"""What a revision may change, and what the way back gives: proven by going it."""
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from collections.abc import Iterable, Sequence
+from typing import Literal, cast
+
+from alembic.operations import ops
 
 from datamig_nb.alembic_runs import AlembicRun
+from datamig_nb.compound import ChangeType, MergeRows
+from datamig_nb.migration import Migration, step_table
+from datamig_nb.names import TableName
+from datamig_nb.steps import Backfill, DeleteRows, InsertRows, KeepInStep, Sql
+from datamig_nb.transforms import Transform
 
-Verdict = Literal["lossless", "lossy", "irreversible", "not known"]
+#: With backup: values that were there had changed, and were brought back from what was kept.
+Verdict = Literal["lossless", "lossless with backup", "lossy", "irreversible", "not known"]
 
 
 def refuses(downgrade: AlembicRun) -> bool:
-    """Whether the downgrade refused, as the revision says that it does."""
-    return not downgrade.passed and "cannot be undone" in downgrade.message
+    """Whether the downgrade refused on purpose, and says so."""
+    return not downgrade.passed and bool(_REFUSES.search(downgrade.message))
 
 
-def judge(downgrade: AlembicRun, differences: tuple[str, ...]) -> Verdict:
-    """What the way back gives, from how it went and what was not as before after it."""
+# Our own revisions, then what people write and Alembic's documentation advises.
+_REFUSES = re.compile(
+    r"cannot be undone|irreversible|not reversible|NotImplementedError|no way back", re.IGNORECASE
+)
+
+
+def judge(
+    downgrade: AlembicRun, changed: Sequence[object], differences: Sequence[object]
+) -> Verdict:
+    """What the way back gives, from how it went.
+
+    Parameters
+    ----------
+    changed
+        Values of tables that were other ones after the upgrade than before.
+    differences
+        What was not as before after the downgrade.
+    """
     if refuses(downgrade):
         return "irreversible"
     if not downgrade.passed:
         return "not known"
-    return "lossy" if differences else "lossless"
+    if differences:
+        return "lossy"
+    return "lossless with backup" if changed else "lossless"
+
+
+def may_change(migration: Migration) -> dict[TableName, set[str] | None] | None:
+    """The columns that the steps write, by table, where they were there before.
+
+    A table with None may change as a whole; None for all where that cannot be said of a step.
+    """
+    found: dict[TableName, set[str] | None] = {}
+
+    def columns(table: TableName, names: Iterable[str]) -> None:
+        known = found.setdefault(table, set())
+        if known is not None:
+            known.update(names)
+
+    if not migration.steps:
+        return None
+    for step in migration.steps:
+        match step:
+            case Sql() | MergeRows() | DeleteRows(dependants="all"):
+                return None
+            case Backfill() | KeepInStep():
+                columns(step.table, step.assign)
+            case Transform():
+                columns(step.table, step.columns)
+            case InsertRows():
+                found[step.table] = None
+            case DeleteRows():
+                found.update(
+                    dict.fromkeys((step.table, *cast("Sequence[TableName]", step.dependants)))
+                )
+            case ChangeType():
+                columns(step.table, [step.column])
+            case ops.DropColumnOp():
+                columns(step_table(step), [step.column_name])
+            case ops.AlterColumnOp():
+                columns(step_table(step), [step.column_name])
+            case ops.DropTableOp() | ops.RenameTableOp():
+                found[step_table(step)] = None
+            case _:
+                continue
+    return found

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from datamig_nb import ddl, statements, targets
+from datamig_nb import ddl, sequence, statements, targets
 from datamig_nb.catalog import Catalog
 from datamig_nb.checks import Check
+from datamig_nb.compound import Swap
 from datamig_nb.migration import Migration, Step
 from datamig_nb.names import TableName, quote
 from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Walk
@@ -118,15 +119,21 @@ def columns_held(table: TableName, migration: Migration, catalog: Catalog) -> li
     """New columns that can be held against their expressions later: those that give them still.
 
     That is not so where an expression gives another value each time, comes from another table, or
-    reads what the same step or a later one writes.
+    reads what the same step or a later one writes, or what goes.
     """
+    freed = [thing for step in migration.steps for thing in sequence.freed(step)]
+    gone = {part or name.name for kind, name, part in freed if kind in ("relation", "column")}
     steps = [step for step in migration.backfills if step.table == table]
     loose: set[str] = set()
     for number, step in enumerate(steps):
         written = [column for other in steps[number:] for column in other.assign]
-        is_moved = statements.columns_read("\n".join(step.texts), written, catalog.row(table))
+        text = "\n".join(step.texts)
+        is_moved = statements.columns_read(text, written, catalog.row(table))
+        is_moved = bool(is_moved) or bool(gone & statements.names_in(text))
         if is_moved or step.using is not None or is_volatile(step, catalog):
             loose |= {*step.assign}
+    swaps = [step for step in migration.steps if isinstance(step, Swap)]
+    loose |= {each.new for swap in swaps for each in swap.columns if each.table == table}
     filled = dict.fromkeys(column for step in steps for column in step.assign)
     return [c for c in filled if c in catalog.added.get(table, {}) and c not in loose]
 

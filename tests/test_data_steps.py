@@ -1619,8 +1619,8 @@ NOT_CHECKED = (
          " 'word'; use one of 'line'"),
         ([backfill("visit", {"town_id": "1"}, fire_triggers=False)],
          NOT_CHECKED.format("town_id", "visit", "visit_town_id_fkey")),
-        ([back_up("town", "name")], "back_up() keeps 'name' of 'town', but no backfill sets it;"
-         " name a column that one does"),
+        ([back_up("town", "name")], "back_up() keeps 'name' of 'town', but no backfill sets it and"
+         " no step drops it; name a column that one does"),
         ([back_up("town", "nam"), backfill("town", {"nam": "''"})], "table 'town' has no column"
          " 'nam'; use one of 'id', 'name'"),
         ([backfill("log", {"line": "line || 'x'"})], "table 'log' has no primary key and no unique"

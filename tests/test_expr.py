@@ -276,6 +276,11 @@ def doubled(document: Any, path: Sequence[str]) -> Any:
     return put(document, path, new) if path else new
 
 
+def worded(document: Any, path: Sequence[str], change: Callable[[str], str]) -> Any:
+    found = at(document, path)
+    return put(document, path, change(found)) if isinstance(found, str) else document
+
+
 def of_documents(
     connection: psycopg.Connection[Any], expression: str, values: Sequence[Any]
 ) -> list[Any]:
@@ -302,6 +307,12 @@ def test_documents_are_changed_at_a_path_and_nowhere_else(
     assert is_null == [*(put(value, path, None) for value in values), None]
     assert removed == [*(put(value, path, MISSING) for value in values), None]
     assert mapped == [*(doubled(value, path) for value in values), None]
+    changes = {path: "left(value || 'é', 2)", to: "'x' || value"}
+    told = values
+    for place, change in {path: lambda s: (s + "é")[:2], to: lambda s: "x" + s}.items():
+        told = [worded(value, place, change) for value in told]
+    words = of_documents(connection, expr.json_change("x", "string", changes), values)
+    assert words == [*told, None]
     if path != to[: len(path)]:
         renamed = of_documents(connection, expr.json_move("x", path, to), values)
         assert renamed == [*(moved(value, path, to) for value in values), None]

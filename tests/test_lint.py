@@ -40,7 +40,7 @@ def test_each_rule_names_its_line() -> None:
         (8, "client default"),
         (9, "reserved name"),
         (9, "unbatched"),
-        (10, "no script"),
+        (10, "no connection"),
         (10, "reserved name"),
         (10, "reserved name"),
         (12, "offset"),

@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from datamig_nb import preview_hazards
 from datamig_nb.checks import check, no_nulls, rows_check
 from datamig_nb.database import Database, connect
 from datamig_nb.errors import QueryError
@@ -741,3 +742,17 @@ def test_text_shows_hazards_first_and_then_the_values(orders: Database) -> None:
         "  order: 1 distinct values of shop_id, mood\n"
         "    1, good → good  30 rows"
     )
+
+
+def test_changing_most_of_a_large_table_is_said_to_be_dearer_than_writing_it_anew(
+    samples: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preview_hazards, "REWRITE_BYTES", 100_000)
+    every, some = backfill("guide.user", {"status": "upper(status)"}), "status = 'suspended'"
+
+    found = [
+        of(samples, step) for step in (every, backfill("guide.user", {"status": "''"}, where=some))
+    ]
+
+    told = [[h.rows for h in each.hazards if "written again" in h.what] for each in found]
+    assert told == [[9_850], []]

@@ -173,7 +173,7 @@ def test_children_get_the_value_of_their_parent_and_orphans_stay_as_many(
     before = up(guide, project, migration)
     assert [str(step) for step in migration.steps][-2:] == [
         "check that unchanged: rows of guide.task whose user_id is not in guide.user",
-        "check that: version of guide.task is what its source says",
+        "check that: each row of guide.task has the version of its guide.user",
     ]
     query(guide, "INSERT INTO guide.task (user_id, title) VALUES (1500, 'new')")
 

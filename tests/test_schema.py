@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from datamig_nb import stages
 from datamig_nb.database import Database
 from datamig_nb.errors import MigrationError
-from datamig_nb.migration import Step, step_table
+from datamig_nb.migration import step_table
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.operations import (
     add_column,
@@ -45,10 +45,10 @@ from datamig_nb.operations import (
 )
 from datamig_nb.preflight import definition_query, preflight
 from datamig_nb.schema import StatementStep, downgrade_statements, upgrade_statements
-from datamig_nb.sequence import goes_with_another, require_repeatable
+from datamig_nb.sequence import goes_with_another
 from datamig_nb.server import binaries
 from datamig_nb.stages import Found, NoWayBack, Statement
-from datamig_nb.steps import Sql, backfill
+from datamig_nb.steps import Sql
 from tests.scratch import query, session
 from tests.second_server import DEBIANS, running
 
@@ -993,41 +993,6 @@ def test_step_on_a_column_or_table_of_the_migration_goes_with_it() -> None:
         steps[4],
         steps[6],
     ]
-
-
-NOTED = sa.Column("note", sa.Text)
-ALONE: list[list[Step]] = [
-    [add_column("item", NOTED), drop_column("item", "note")],
-    [drop_column("item", "note"), add_column("item", NOTED)],
-    [drop_column("item", "a"), alter_column("item", "b", new_column_name="a")],
-    [add_column("item", NOTED), alter_column("item", "note", new_column_name="b")],
-    [alter_column("item", "a", nullable=False), alter_column("item", "a", new_column_name="b")],
-    [backfill("item", {"a": "1"}), drop_column("item", "a")],
-    [add_column("item", NOTED), rename_table("item", "thing")],
-    [create_index("ix", "item", ["a"]), alter_column("item", "a", new_column_name="b")],
-    [drop_table("item"), rename_table("thing", "item")],
-]
-TOGETHER: list[list[Step]] = [
-    [drop_constraint("c", "item"), create_check_constraint("c", "item", "a > 0")],
-    [drop_index("i", "item"), create_index("i", "item", ["a"])],
-    [rename_table("item", "thing"), add_column("thing", NOTED)],
-    [alter_column("item", "a", new_column_name="b"), add_column("item", sa.Column("a", sa.Text))],
-    [drop_constraint("c", "item"), drop_column("item", "a"), drop_table("item")],
-    [add_column("item", NOTED), backfill("item", {"note": "a"}), drop_column("item", "a")],
-]
-
-
-@pytest.mark.parametrize("steps", ALONE)
-def test_steps_that_contend_for_a_name_are_refused_in_one_revision(steps: list[Step]) -> None:
-    with pytest.raises(
-        MigrationError, match=r"^steps 1 and 2 cannot be repeated in one revision: "
-    ):
-        require_repeatable(steps)
-
-
-@pytest.mark.parametrize("steps", TOGETHER)
-def test_steps_that_may_be_begun_again_are_let_through(steps: list[Step]) -> None:
-    require_repeatable(steps)
 
 
 # ---------------------------------------------------------------- partitions

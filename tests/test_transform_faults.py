@@ -235,6 +235,25 @@ def test_a_row_that_changes_between_reading_and_writing_is_not_overwritten(
     assert query(large, WRONG) == []
 
 
+def test_rows_that_move_to_other_places_meanwhile_are_computed_once(
+    database: Database, project: AlembicProject
+) -> None:
+    """VACUUM FULL gives another row the ``ctid`` of one that was read, and the same ``xmin``."""
+    with_tables(database, MAKE_PRICES, "DELETE FROM price WHERE id % 3 = 0")
+    project.add(doubling(), SMALL)
+    fulls = 0
+    with project.start(database, "upgrade", "head") as running:
+        wait_until(lambda: scanned(database))
+        while not running.ended:
+            query(database, "VACUUM FULL price")
+            fulls += scanned(database) < ROWS * 2 / 3
+            time.sleep(0.02)
+        ok(running.end())
+
+    assert fulls > 1
+    assert query(database, "SELECT id FROM price WHERE cents <> id * 2") == []
+
+
 # ---------------------------------------------------------------- errors
 
 

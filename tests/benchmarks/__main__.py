@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from datamig_nb.database import Database, connect
 
-_ALL = ("backfill", "cases", "latency", "scale", "profile", "transform")
+_ALL = ("backfill", "cases", "forecast", "latency", "scale", "profile", "transform")
 
 
 @contextmanager
-def _database() -> Iterator[Database]:
+def _database() -> Generator[Database]:
     """An empty database on the embedded server."""
     database = connect().at("benchmark")
     engine = database.at("postgres").engine.execution_options(isolation_level="AUTOCOMMIT")

@@ -1,29 +1,25 @@
 """Backfills by the exported revision, each against the same change as one UPDATE.
 
 Seconds are those of the walk alone, from its row in datamig.run: the start of Python and Alembic,
-the checks and the trigger are no part of it.  Both ways are measured in turn, RUNS times; equal
-contents of the whole table are checked first, and the ratio is that of the medians.
+the checks and the trigger are no part of it.  Both ways are measured in turn; equal contents of the
+whole table are checked first, and the ratios are those of the medians.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import sqlalchemy as sa
 
 import datamig_nb as dm
 from datamig_nb.database import Database, run
-
-RUNS = 3
+from tests.benchmarks import cost
+from tests.benchmarks.cost import Subject, Work
 
 # About 170 bytes a row, a primary key and one more index.
 TABLE = """
@@ -59,7 +55,7 @@ class Case:
 
     name: str
     #: New columns with their types, and what fills them.
-    columns: dict[str, tuple[sa.types.TypeEngine[object], str]]
+    columns: Mapping[str, tuple[sa.types.TypeEngine[Any], str]]
     using: str | None = None
     on: str | None = None
     trigger: bool = False
@@ -72,7 +68,7 @@ class Case:
     def migration(self) -> dm.Migration:
         """The change as a migration."""
         assign = {column: text for column, (_, text) in self.columns.items()}
-        steps = [
+        steps: list[Any] = [
             dm.add_column("account", sa.Column(column, type))
             for column, (type, _) in self.columns.items()
             if column != self.backup
@@ -131,51 +127,16 @@ CASES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """What one run of one way cost."""
-
-    seconds: float
-    growth: float
-    wal_bytes: float
-
-
 def measure(database: Database, rows: int) -> None:
-    """Print, for each case, the ratio to the single UPDATE, and growth and WAL of both."""
-    print(f"{'':46} ratio  goal   single       ours   heap         WAL bytes a row")
+    """Print, for each case, the ratios to the single UPDATE, and growth and WAL of both."""
+    subject = Subject(database=database, table="account", rows=rows, make=make)
+    print(cost.header())
     for case in CASES:
-        ours: list[Figures] = []
-        single: list[Figures] = []
-        for _ in range(RUNS):
-            expected, figures = _way(database, rows, lambda c=case: _single(database, c))
-            single.append(figures)
-            found, figures = _way(database, rows, lambda c=case: revision(database, c))
-            ours.append(figures)
-            assert found == expected, f"{case.name}: the two results differ"
-        a, b = (statistics.median(f.seconds for f in each) for each in (single, ours))
-        print(
-            f"{case.name:46} {b / a:5.2f} {case.goal:5.2f} {a:7.2f} s {b:7.2f} s"
-            f"   {single[0].growth:+.0%} {ours[0].growth:+.0%}"
-            f"   {single[0].wal_bytes:.0f} {ours[0].wal_bytes:.0f}",
-            flush=True,
-        )
+        single, ours = partial(_single, database, case), partial(revision, database, case)
+        print(cost.compare(case.name, case.goal, subject, single, ours), flush=True)
 
 
-def _way(database: Database, rows: int, work: Callable[[], float]) -> tuple[str, Figures]:
-    with database.engine.connect() as connection:
-        make(connection, rows)
-        before, wal = _size(connection), _position(connection)
-        connection.commit()
-        seconds = work()
-        query = f"SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '{wal}')"
-        return _hash(connection), Figures(
-            seconds=seconds,
-            growth=_size(connection) / before - 1,
-            wal_bytes=float(run(connection, query).scalar_one()) / rows,
-        )
-
-
-def _single(database: Database, case: Case) -> float:
+def _single(database: Database, case: Case) -> Work:
     with database.engine.connect() as connection:
         for column, (type, _) in case.columns.items():
             if column != case.backup:
@@ -184,60 +145,18 @@ def _single(database: Database, case: Case) -> float:
         started = time.perf_counter()
         run(connection, case.single())
         connection.commit()
-        return time.perf_counter() - started
+        return Work(seconds=time.perf_counter() - started)
 
 
-def revision(database: Database, case: Case) -> float:
-    """Run the case's exported file, give the seconds of its walk."""
+def revision(database: Database, case: Case) -> Work:
+    """Run the case's exported file."""
     text = dm.render(database, case.migration()).text
     if not case.woven:
         text = re.sub(r',?\s*woven="\w+"', "", text)
-    upgrade(database, text)
-    with database.engine.connect() as connection:
-        return float(run(connection, _SECONDS).scalar_one())
-
-
-def upgrade(database: Database, text: str) -> None:
-    """Run a revision's text by Alembic, in a process of its own."""
-    with tempfile.TemporaryDirectory() as directory:
-        ini = dm.create_project(directory)
-        Path(directory, "alembic", "versions", "it.py").write_text(text, encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, "-m", "alembic", "-c", ini, "upgrade", "head"],
-            env={**os.environ, "DATABASE_URL": database.dsn},
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-
-
-_SECONDS = """
-SELECT extract(epoch FROM max(heartbeat_at) - min(started_at)) FROM datamig.run WHERE part > 0
-"""
+    return cost.upgrade(database, text)
 
 
 def make(connection: sa.Connection, rows: int) -> None:
-    """The tables as they are before, vacuumed, and nothing of an earlier run."""
+    """The tables as they are before."""
     for statement in TABLE.format(rows=rows).split(";"):
         run(connection, statement)
-    run(connection, "DROP TABLE IF EXISTS alembic_version")
-    run(connection, "DROP SCHEMA IF EXISTS datamig CASCADE")
-    connection.commit()
-    vacuum = connection.execution_options(isolation_level="AUTOCOMMIT")
-    run(vacuum, "VACUUM ANALYZE account")
-    run(vacuum, "CHECKPOINT")
-
-
-def _size(connection: sa.Connection) -> int:
-    return int(run(connection, "SELECT pg_relation_size('account')").scalar_one())
-
-
-def _position(connection: sa.Connection) -> str:
-    return str(run(connection, "SELECT pg_current_wal_insert_lsn()").scalar_one())
-
-
-def _hash(connection: sa.Connection) -> str:
-    """The whole table, in no order."""
-    query = "SELECT sum(hashtextextended(account::text, 0)::numeric)::text FROM account"
-    return str(run(connection, query).scalar_one())

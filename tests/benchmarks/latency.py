@@ -17,7 +17,8 @@ import sqlalchemy as sa
 import datamig_nb as dm
 from datamig_nb.database import Database, run
 from datamig_nb.server import binaries
-from tests.benchmarks.backfill import STATUS, make, upgrade
+from tests.benchmarks import cost
+from tests.benchmarks.backfill import STATUS, make
 
 _RATE = 200
 
@@ -29,6 +30,8 @@ UPDATE account SET remark = repeat('y', 60) WHERE id = :id;
 
 def measure(database: Database, rows: int) -> None:
     """Print latencies of the writers: nothing beside them, one UPDATE, the exported revision."""
+    print("| beside the writers | seconds | transactions | median | p99 | longest |")
+    print("|---" * 6 + "|")
     for name, change in (
         ("nothing", lambda: time.sleep(10)),
         ("one single UPDATE", lambda: _single(database)),
@@ -36,14 +39,15 @@ def measure(database: Database, rows: int) -> None:
     ):
         with database.engine.connect() as connection:
             make(connection, rows)
+            cost.settle(connection, "account")
             if name == "one single UPDATE":
                 run(connection, "ALTER TABLE account ADD COLUMN state text")
                 connection.commit()
         seconds, latencies = _beside(database, rows, change)
         shares = {share: latencies[int(len(latencies) * share)] for share in (0.5, 0.99)}
         print(
-            f"{name:24} {seconds:6.1f} s, {len(latencies):,} transactions: median"
-            f" {shares[0.5]:.1f} ms, p99 {shares[0.99]:.1f} ms, longest {latencies[-1]:.0f} ms",
+            f"| {name} | {seconds:.1f} | {len(latencies):,} | {shares[0.5]:.1f} ms"
+            f" | {shares[0.99]:.1f} ms | {latencies[-1]:.0f} ms |",
             flush=True,
         )
 
@@ -61,7 +65,7 @@ def _revision(database: Database) -> None:
         dm.keep_in_step("account", {"state": STATUS}),
         dm.backfill("account", {"state": STATUS}),
     )
-    upgrade(database, dm.render(database, migration).text)
+    cost.upgrade(database, dm.render(database, migration).text)
 
 
 def _beside(database: Database, rows: int, change: Callable[[], None]) -> tuple[float, list[float]]:

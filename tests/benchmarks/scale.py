@@ -1,60 +1,55 @@
-"""Rows a second and the client's memory from one to ten million rows."""
+"""Rows a second and the client's memory from one to ten million rows, beyond shared_buffers too."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
+from collections.abc import Callable
 
 import sqlalchemy as sa
 
 import datamig_nb as dm
 from datamig_nb.database import Database, run
-from tests.benchmarks.backfill import STATUS, make
+from tests.benchmarks import backfill, cost, transform
+from tests.benchmarks.cost import Work
 
 #: Rows of the tables, as multiples of the rows that are asked for.
 SIZES = (1, 2, 5, 10)
 
-# Alembic in a process of its own, which tells its largest memory in KB at its end.
-_PROGRAM = """
-import resource, sys
-from alembic.config import main
-main(argv=["-c", sys.argv[1], "upgrade", "head"])
-print("memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
 
 def measure(database: Database, rows: int) -> None:
-    """Print rows a second of the walk and memory of Alembic's process for each size."""
-    for times in SIZES:
+    """Print rows a second of each walk and the memory of Alembic's process for each size."""
+    with database.engine.connect() as connection:
+        buffers = run(connection, "SHOW shared_buffers").scalar_one()
+    print(f"| rows, shared_buffers {buffers} | heap | seconds | rows/s | to the first | client |")
+    print("|---" * 6 + "|")
+    _walks(database, rows, SIZES, "account", backfill.make, _map)
+    _walks(database, rows, (1, 10), "large_table", transform.make, transform.revision)
+
+
+def _walks(
+    database: Database,
+    rows: int,
+    sizes: tuple[int, ...],
+    table: str,
+    make: Callable[[sa.Connection, int], None],
+    upgrade: Callable[[Database], Work],
+) -> None:
+    first = 0.0
+    for count in (rows * times for times in sizes):
         with database.engine.connect() as connection:
-            make(connection, rows * times)
-            size = run(connection, "SELECT pg_relation_size('account') / 1e6").scalar_one()
-        seconds, memory = _upgrade(database)
+            make(connection, count)
+            cost.settle(connection, table)
+            size = run(connection, f"SELECT pg_relation_size('{table}') / 1e6").scalar_one()
+        done = upgrade(database)
+        pace = count / done.seconds
+        first = first or pace
         print(
-            f"{rows * times:12,} rows, {size:7,.0f} MB: {seconds:7.1f} s,"
-            f" {rows * times / seconds:9,.0f} rows/s, client {memory:.0f} MB",
+            f"| {count:,} of {table} | {size:,.0f} MB | {done.seconds:.1f} | {pace:,.0f}"
+            f" | {pace / first:.0%} | {done.client_mb:.0f} MB |",
             flush=True,
         )
 
 
-def _upgrade(database: Database) -> tuple[float, float]:
+def _map(database: Database) -> Work:
     state = dm.add_column("account", sa.Column("state", sa.Text()))
-    migration = dm.Migration("map", state, dm.backfill("account", {"state": STATUS}))
-    with tempfile.TemporaryDirectory() as directory:
-        ini = dm.create_project(directory)
-        path = Path(directory, "alembic", "versions", "it.py")
-        path.write_text(dm.render(database, migration).text, encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, "-c", _PROGRAM, ini],
-            env={**os.environ, "DATABASE_URL": database.dsn},
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-    memory = int(done.stdout.split("memory ")[1]) / 1024
-    with database.engine.connect() as connection:
-        query = "SELECT extract(epoch FROM heartbeat_at - started_at) FROM datamig.run"
-        return float(run(connection, f"{query} WHERE part = 1").scalar_one()), memory
+    migration = dm.Migration("map", state, dm.backfill("account", {"state": backfill.STATUS}))
+    return cost.upgrade(database, dm.render(database, migration).text)

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import statistics
-import tempfile
-import threading
 import time
-from pathlib import Path
 
 import sqlalchemy as sa
 
+import datamig_nb as dm
 from datamig_nb.database import Database, run
-from tests.alembic_project import AlembicProject, make_project
-from tests.transform_revision import TABLES, call, transform_revision
+from tests.benchmarks import cost
+from tests.benchmarks.cost import Subject, Work
 
-_RUNS = 3
 _ROWS_ONE_BY_ONE = 5_000
 
 # About 240 bytes a row, a primary key and one more index.
@@ -31,7 +26,7 @@ INSERT INTO large_table
 SELECT n, n % 1000, n % 77, '  Some  Value of Row ' || md5(n::text) || ' ', md5(n::text),
        n * 1.1, timestamptz '2024-01-01 00:00+00' + n * interval '1 minute', repeat('x', 60)
   FROM generate_series(1, {rows}) AS n;
-CREATE INDEX ON large_table (owner);
+CREATE INDEX ON large_table (owner)
 """
 _CLEAN = "replace(btrim(lower(old_data_field)), '  ', ' ')"
 _SINGLE = f"""
@@ -41,8 +36,8 @@ UPDATE large_table
 """
 _WRONG = f"""
 SELECT count(*) FROM large_table
- WHERE new_data_field IS DISTINCT FROM {_CLEAN}
-    OR data_checksum IS DISTINCT FROM encode(sha256(convert_to({_CLEAN}, 'UTF8')), 'hex')
+ WHERE (new_data_field IS DISTINCT FROM {_CLEAN}
+    OR data_checksum IS DISTINCT FROM encode(sha256(convert_to({_CLEAN}, 'UTF8')), 'hex'))
 """
 
 
@@ -52,79 +47,53 @@ def transform_record(data: str | None) -> str | None:
 
 
 def measure(database: Database, rows: int) -> None:
-    """Print the seconds, the ratios, and the memory that the revision took."""
-    ratios: list[float] = []
-    with tempfile.TemporaryDirectory() as directory:
-        project = make_project(Path(directory) / "project")
-        what = {"reads": ("old_data_field",), "writes": ("new_data_field",)}
-        line = call(
-            "clean",
-            "large_table",
-            transform_record,
-            **{"key": ("id",), **what, "checksum": "data_checksum", "workers": 2},
-        )
-        project.add(transform_revision(line, functions=(transform_record,)))
-        for _ in range(_RUNS):
-            single, expected = _single_update(database, rows)
-            ours, found, memory = _revision(database, project, rows)
-            assert found == expected, "the two results differ"
-            ratios.append(ours / single)
-            print(
-                f"single UPDATE {single:.2f} s, revision with two workers {ours:.2f} s,"
-                f" most memory {memory} MB",
-                flush=True,
-            )
-    print(f"revision / single UPDATE: median {statistics.median(ratios):.2f} of {_RUNS} runs")
+    """Print the ratios to one UPDATE in SQL, and how much slower the guide's loop is."""
+    seconds: list[float] = []
+
+    def ours() -> Work:
+        done = revision(database)
+        seconds.append(done.seconds)
+        return done
+
+    def single() -> Work:
+        return _single(database)
+
+    subject = Subject(database=database, table="large_table", rows=rows, make=make)
+    print(cost.header())
+    name = "Python and SHA-256, two writers"
+    print(cost.compare(name, 0.70, subject, single, ours), flush=True)
     slow = _row_by_row(database, rows) / min(rows, _ROWS_ONE_BY_ONE) * rows
     print(
-        f"row by row, scaled from {_ROWS_ONE_BY_ONE:,} rows: {slow:.0f} s, {slow / ours:.0f} times"
+        f"| the guide's loop, row by row, from {_ROWS_ONE_BY_ONE:,} rows: {slow:.0f} s,"
+        f" {slow / sorted(seconds)[len(seconds) // 2]:.0f} times ours (goal 30) |"
     )
 
 
-def _single_update(database: Database, rows: int) -> tuple[float, str]:
+def _single(database: Database) -> Work:
     with database.engine.connect() as connection:
-        _make(connection, rows)
         started = time.perf_counter()
         run(connection, _SINGLE)
         connection.commit()
-        return time.perf_counter() - started, _hash(connection)
+        return Work(seconds=time.perf_counter() - started)
 
 
-def _revision(database: Database, project: AlembicProject, rows: int) -> tuple[float, str, int]:
-    with database.engine.connect() as connection:
-        _make(connection, rows)
-        run(connection, "DROP TABLE IF EXISTS alembic_version")
-        run(connection, "DROP SCHEMA IF EXISTS datamig CASCADE")
-        run(connection, TABLES)
-        connection.commit()
-        with project.start(database, "upgrade", "head") as running:
-            most = [0]
-            watcher = threading.Thread(target=_watch, args=(running.place, most), daemon=True)
-            watcher.start()
-            outcome = running.end(600)
-        assert outcome.code == 0, outcome.log
-        assert run(connection, _WRONG).scalar_one() == 0
-        # Alembic's own start is no part of it, the catch-up at the end is.
-        seconds = "SELECT extract(epoch FROM max(heartbeat_at) - min(started_at)) FROM datamig.run"
-        return float(run(connection, seconds).scalar_one()), _hash(connection), most[0]
-
-
-def _watch(place: Path, most: list[int]) -> None:
-    """Note the largest resident memory of a run, in MB."""
-    while not place.with_suffix(".pid").exists():
-        time.sleep(0.01)
-    status = Path("/proc", place.with_suffix(".pid").read_text(), "status")
-    while status.exists():
-        found = re.search(r"VmHWM:\s+(\d+)", status.read_text())
-        most[0] = max(most[0], int(found[1]) // 1024 if found else 0)
-        time.sleep(0.05)
+def revision(database: Database) -> Work:
+    """Run the exported file; the walk's seconds hold the catch-up at the end."""
+    step = dm.transform(
+        "large_table",
+        transform_record,
+        reads=["old_data_field"],
+        writes=["new_data_field"],
+        checksum="data_checksum",
+    )
+    return cost.upgrade(database, dm.render(database, dm.Migration("Clean", step)).text)
 
 
 def _row_by_row(database: Database, rows: int) -> float:
     """The guide's loop, made correct: by key, each row with its UPDATE, a commit for 1,000 rows."""
     with database.engine.connect() as connection:
-        _make(connection, rows)
-        connection.commit()
+        make(connection, rows)
+        cost.settle(connection, "large_table")
         started, last, wanted = time.perf_counter(), 0, min(rows, _ROWS_ONE_BY_ONE)
         while last < wanted:
             records = connection.execute(
@@ -151,20 +120,11 @@ def _row_by_row(database: Database, rows: int) -> float:
             connection.commit()
             last = records[-1].id
         seconds = time.perf_counter() - started
-        wrong = run(connection, f"{_WRONG.replace('WHERE', 'WHERE (')}) AND id <= {wanted}")
-        assert wrong.scalar_one() == 0
+        assert run(connection, f"{_WRONG} AND id <= {wanted}").scalar_one() == 0
         return seconds
 
 
-def _make(connection: sa.Connection, rows: int) -> None:
-    run(connection, _TABLE.format(rows=rows))
-    connection.commit()
-    vacuum = connection.execution_options(isolation_level="AUTOCOMMIT")
-    run(vacuum, "VACUUM ANALYZE large_table")
-    run(vacuum, "CHECKPOINT")
-
-
-def _hash(connection: sa.Connection) -> str:
-    """The whole table, in no order."""
-    query = "SELECT sum(hashtextextended(large_table::text, 0)::numeric)::text FROM large_table"
-    return str(run(connection, query).scalar_one())
+def make(connection: sa.Connection, rows: int) -> None:
+    """The table as it is before."""
+    for statement in _TABLE.format(rows=rows).split(";"):
+        run(connection, statement)

@@ -111,6 +111,8 @@ def picture(database: Database) -> dict[str, object]:
     rows = {
         table: query(
             database,
+            # a clone does not have the time zone that ALTER DATABASE gave
+            "SET TimeZone = 'UTC';"
             "SELECT count(*), md5(string_agg(text, ';' ORDER BY text COLLATE \"C\"))"
             f" FROM (SELECT to_jsonb(t)::text AS text FROM {table} AS t) AS rows",
         )

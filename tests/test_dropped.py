@@ -1,0 +1,64 @@
+"""What is dropped and kept comes back as it was, with all that went with it."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+import datamig_nb as dm
+from datamig_nb.database import Database
+from tests.alembic_project import AlembicProject
+from tests.cases.harness import picture
+from tests.runs import ok
+from tests.scratch import query
+
+MAKE = """
+CREATE SCHEMA shop;
+CREATE TABLE shop.place (id integer PRIMARY KEY);
+CREATE TABLE shop.item (
+    id integer PRIMARY KEY, name text COLLATE "C" NOT NULL DEFAULT 'none', place integer
+        REFERENCES shop.place, price numeric(5,2) DEFAULT 3, kind text,
+    CHECK (price > 0 OR place > 0), UNIQUE (name, id)
+);
+CREATE INDEX "By.Kind" ON shop.item (lower(kind)) WHERE price > 1;
+CREATE TABLE shop.line (id serial PRIMARY KEY, item integer NOT NULL REFERENCES shop.item, n jsonb);
+INSERT INTO shop.place VALUES (1), (2);
+INSERT INTO shop.item SELECT n, 'n' || n, n % 2 + 1, NULLIF(n % 7, 0), 'k' || n % 3
+  FROM generate_series(1, 300) AS n;
+INSERT INTO shop.line (item, n) SELECT n, '{"a": 1}' FROM generate_series(1, 300) AS n
+"""
+MIGRATION = dm.Migration(
+    "drop columns and a table",
+    dm.fill_new_column("shop.item", sa.Column("dear", sa.Boolean()), "price > 3"),
+    dm.drop_columns("shop.item", "name", "place", "price", "kind"),
+    dm.drop_tables("shop.line"),
+)
+
+
+def test_what_was_dropped_comes_back_with_values_defaults_keys_and_indexes(
+    database: Database, project: AlembicProject
+) -> None:
+    query(database, MAKE)
+    before = picture(database)
+    project.add(dm.render(database, MIGRATION))
+    view = "CREATE VIEW shop.items AS SELECT * FROM shop.line"
+    query(database, view)
+    refused = project.alembic(database, "upgrade", "head")
+    assert "no foreign key and no view needs shop.line; 1 rows fail" in refused.sentence
+    query(database, "DROP VIEW shop.items")
+
+    ok(project.alembic(database, "upgrade", "head"))
+    assert query(
+        database,
+        "SELECT attname::text FROM pg_attribute WHERE attrelid = 'shop.item'::regclass"
+        " AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+    ) == ["id", "dear"]
+    query(database, "INSERT INTO shop.item VALUES (1000)")
+    ok(project.alembic(database, "downgrade", "-1"))
+
+    since = "DELETE FROM shop.item WHERE id = 1000 RETURNING name, place, price, kind"
+    assert [tuple(map(str, row)) for row in query(database, since)] == [
+        ("none", "None", "3.00", "None")
+    ]
+    assert picture(database) == before
+    kept = "SELECT relname::text FROM pg_class WHERE relnamespace = 'datamig'::regnamespace"
+    assert [name for name in query(database, kept) if name.startswith("kept")] == []
