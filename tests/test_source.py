@@ -297,9 +297,7 @@ def defined(code: str) -> Iterable[tuple[str, ast.stmt]]:
             yield from ((name, node) for name in bound_names(node) if name != "revision")
 
 
-@pytest.mark.parametrize(
-    "story", [*FUNCTIONS, f"own_commits finish {WITH_ALL}", " ".join(FUNCTIONS)]
-)
+@pytest.mark.parametrize("story", [*FUNCTIONS, "own_commits finish", " ".join(FUNCTIONS)])
 def test_copied_functions_have_all_that_they_use(story: str) -> None:
     code = module_of(story)
 
