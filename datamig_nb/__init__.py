@@ -51,6 +51,7 @@ from datamig_nb.project import create_project
 from datamig_nb.rehearsal import Rehearsal
 from datamig_nb.rehearse import rehearse
 from datamig_nb.render import Revision, render
+from datamig_nb.revision_file import read_revision
 from datamig_nb.rewriting import batched_update, cross_table, normalize, transform_rows
 from datamig_nb.set_aside import SetAside, conflicts, quarantined
 from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step
@@ -128,6 +129,7 @@ __all__ = [
     "preview",
     "profile",
     "quarantined",
+    "read_revision",
     "rehearse",
     "rename_table",
     "render",

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -42,6 +42,7 @@ def export(
     *,
     alembic: str | Path | None = None,
     evidence: str | Path | None = None,
+    accept: Collection[str] = (),
 ) -> Export:
     """Write the rehearsed revision into the Alembic project that it was rendered for.
 
@@ -56,12 +57,14 @@ def export(
         Path of the project's ``alembic.ini``, where the revision was rendered without one.
     evidence
         Directory for the two files of evidence; beside the revision where left out.
+    accept
+        Rules whose blocking hazards are accepted, such as ``"unbatched"``: the header will say so.
 
     Raises
     ------
     ExportRefusedError
-        If the revision was not rehearsed, the rehearsal failed, the text is not what was
-        rehearsed, or the project's head moved since it was rendered.
+        If the revision was not rehearsed, the rehearsal failed or is not ready, the text is not
+        what was rehearsed, or the project's head moved since it was rendered.
     AlembicProjectError
         If no project is known, or it cannot take the file.
     """
@@ -78,6 +81,12 @@ def export(
         raise ExportRefusedError(
             f"the rehearsal {rehearsal.summary}", "correct the migration, render, rehearse again"
         )
+    blocking = [hazard for hazard in rehearsal.hazards if hazard.blocking]
+    if refused := [hazard for hazard in blocking if hazard.rule not in accept]:
+        raise ExportRefusedError(
+            f"{refused[0].rule}, {refused[0].what}",
+            f"change it and rehearse again, or export(…, accept={[h.rule for h in refused]!r})",
+        )
     ini = revision.alembic if alembic is None else Path(alembic)
     if ini is None:
         raise AlembicProjectError(
@@ -90,7 +99,7 @@ def export(
         )
     if revision.down_revision is not None or project.script.get_heads():
         _require_head(project, revision)
-    text = with_evidence(rehearsal)
+    text = with_evidence(rehearsal, [hazard.rule for hazard in blocking])
     path = _placed(project, revision)
     _write(path, text)
     beside = path.parent if evidence is None else Path(evidence)
@@ -102,13 +111,14 @@ def export(
     return Export(revision=revision, path=path, evidence=files)
 
 
-def with_evidence(rehearsal: Rehearsal) -> str:
+def with_evidence(rehearsal: Rehearsal, accepted: Sequence[str] = ()) -> str:
     """The revision's text with lines of evidence below its docstring."""
     stages = ", ".join(stage.name for stage in rehearsal.stages)
     evidence = (
         f"rehearsed on PostgreSQL {rehearsal.server_version} with {rehearsal.rows:,} rows",
         f"passed {stages}",
         f"the way back is {rehearsal.verdict}",
+        *(f"accepted hazard: {rule}" for rule in dict.fromkeys(accepted)),
     )
     return vetted(rehearsal.revision.text, evidence)
 

@@ -15,8 +15,6 @@ GUIDE = Path(__file__).parents[2] / "shared" / "seed" / "data-migration-guide.md
 
 #: What lets the guide's code be read by Python and PostgreSQL at all; nothing else is touched.
 REPAIRS = (
-    # a name that is used and not imported
-    (r"from alembic import op\n(?!import sq)", "from alembic import op\nimport sqlalchemy as sa\n"),
     # the table, where PostgreSQL takes the word for the role
     (r"\b(UPDATE|FROM|JOIN|TABLE) user\b", r'\1 "user"'),
     (r'"(SELECT COUNT\(\*\) FROM "user")"', r"'\1'"),
@@ -43,8 +41,15 @@ def revisions() -> dict[str, str]:
     return {match[1]: block for match, block in found.items() if match}
 
 
+def imported(text: str) -> str:
+    """The file with the import that it forgot."""
+    forgotten = r"from alembic import op\n(?!import sqlalchemy)"
+    return re.sub(forgotten, "from alembic import op\nimport sqlalchemy as sa\n", text)
+
+
 def repaired(text: str) -> str:
     """A file of the guide that Python and PostgreSQL can read."""
+    text = imported(text)
     for pattern, replacement in REPAIRS:
         text = re.sub(pattern, replacement, text)
     return text

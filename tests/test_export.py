@@ -19,6 +19,7 @@ from alembic.script import ScriptDirectory
 from datamig_nb.database import Database
 from datamig_nb.errors import AlembicProjectError, ExportRefusedError
 from datamig_nb.export import export
+from datamig_nb.hazards import Hazard
 from datamig_nb.patterns import split_column
 from datamig_nb.rehearsal import Rehearsal
 from datamig_nb.rehearse import rehearse
@@ -219,6 +220,20 @@ def test_rehearsal_that_failed_is_refused(rehearsal: Rehearsal, project: Alembic
         "not exported: the rehearsal FAILED at checks again: 2 rows fail;"
         " correct the migration, render, rehearse again"
     )
+
+
+def test_blocking_hazard_is_refused_unless_it_is_accepted(
+    rehearsal: Rehearsal, project: AlembicProject
+) -> None:
+    hazard = Hazard(rule="unbatched", blocking=True, what="one UPDATE for all rows", rows=9)
+    risky = dataclasses.replace(rehearsal, hazards=(*rehearsal.hazards, hazard))
+
+    assert refusal(risky, project) == (
+        "not exported: unbatched, one UPDATE for all rows;"
+        " change it and rehearse again, or export(…, accept=['unbatched'])"
+    )
+    path = export(risky, alembic=project.ini, accept=["unbatched"]).path
+    assert "\n# vetted: accepted hazard: unbatched\n" in path.read_text(encoding="utf-8")
 
 
 def test_text_that_was_changed_is_refused(rehearsal: Rehearsal, project: AlembicProject) -> None:

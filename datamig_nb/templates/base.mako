@@ -51,7 +51,7 @@
 </%def>
 
 <%def name="status(word, number=None)">\
-<% tone, glyph = {"passed": ("good", "✓"), "exported": ("good", "✓"), "FAILED": ("bad", "✗"), "stops": ("bad", "!"), "danger": ("bad", "✗"), "warning": ("warn", "!"), "note": ("soft", "i"), "running": ("soft", "→"), "paused": ("warn", "="), "stopped": ("bad", "!"), "cancelled": ("warn", "✗"), "failed": ("bad", "✗"), "succeeded": ("good", "✓")}.get(word, ("soft", "?")) %>\
+<% tone, glyph = {"passed": ("good", "✓"), "exported": ("good", "✓"), "ready": ("good", "✓"), "not ready": ("bad", "✗"), "FAILED": ("bad", "✗"), "stops": ("bad", "!"), "danger": ("bad", "✗"), "warning": ("warn", "!"), "note": ("soft", "i"), "running": ("soft", "→"), "paused": ("warn", "="), "stopped": ("bad", "!"), "cancelled": ("warn", "✗"), "failed": ("bad", "✗"), "succeeded": ("good", "✓")}.get(word, ("soft", "?")) %>\
 <strong class="status ${tone}">${glyph}&nbsp;${word if number is None else counted(number, word)}</strong>\
 </%def>
 

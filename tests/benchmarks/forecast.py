@@ -20,6 +20,7 @@ from datamig_nb.measure import Measured
 from datamig_nb.meter import measuring
 from datamig_nb.migration import Step
 from datamig_nb.render import Revision, render
+from tests.benchmarks import cost
 from tests.benchmarks.backfill import FIRST, LAST, STATUS, make
 
 #: Rows that the forecast is for at most, so that all is done in some minutes; one in TIMES is
@@ -164,7 +165,7 @@ def _upgrade(database: Database, case: Case, rows: int) -> tuple[Measured, dict[
     with database.engine.connect() as connection:
         run(connection, "DROP TABLE IF EXISTS datamig_rehearsal_version, contact")
         make(connection, rows)
-        connection.commit()
+        cost.settle(connection, "account")
         if case.table:
             for statement in case.table.split(";"):
                 run(connection, statement)
