@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql
 from datamig_nb import kept, preview_sql, targets
 from datamig_nb.catalog import NOT_YET, Catalog
 from datamig_nb.checks import QueryCheck, RowCheck
-from datamig_nb.compound import CreateTableAs
+from datamig_nb.compound import CreateTableAs, Exchanged, Swap
 from datamig_nb.database import Column, Table
 from datamig_nb.expressions import expression_text
 from datamig_nb.migration import Migration, Step
@@ -70,7 +70,7 @@ def foreseen(step: Backfill | InsertRows | DeleteRows, catalog: Catalog) -> bool
     tables = [name for name, known in catalog.tables.items() if known.estimated_rows == NOT_YET]
     if step.table in tables and not isinstance(step, InsertRows):
         return False
-    made = {name.name for name in tables}
+    made = {name.name for name in tables} | catalog.enums
     for table, columns in catalog.added.items():
         if isinstance(step, InsertRows) or table != step.table:
             made |= {*columns} - {*catalog.added.get(step.table, ())}
@@ -89,11 +89,11 @@ def rows_before(step: Backfill, earlier: Iterable[Step], catalog: Catalog) -> st
     return predicted_rows(step.table, before, catalog)
 
 
-def predicted_rows(name: TableName, steps: Iterable[Step], catalog: Catalog) -> str:
+def predicted_rows(name: TableName, steps: Sequence[Step], catalog: Catalog) -> str:
     """The table's rows as these steps would leave them; rows put in are left out."""
     table = catalog.table(name)
     new = catalog.added.get(name, {})
-    assign = {column: _initial(made) for column, made in new.items()}
+    assign = {column: _initial(made, catalog.enums) for column, made in new.items()}
     rows = name.sql
     for step in steps:
         if not isinstance(step, Backfill | DeleteRows) or step.table != name:
@@ -115,7 +115,18 @@ def predicted_rows(name: TableName, steps: Iterable[Step], catalog: Catalog) -> 
             for column, text in step.assign.items():
                 before = assign.get(column, quote(column))
                 assign[column] = _value(step, column, text, before, catalog)
-    return preview_sql.predicted(table, assign, rows)
+    rows = preview_sql.predicted(table, assign, rows)
+    changed = {each.column: quote(each.new) for each in changed_types(name, steps)}
+    if not changed:
+        return rows
+    columns = (*table.columns, *(_column(c) for c in assign if not table.has(c)))
+    return preview_sql.predicted(replace(table, columns=columns), changed, rows)
+
+
+def changed_types(name: TableName, steps: Iterable[Step]) -> list[Exchanged]:
+    """The columns of a table that get another type."""
+    swaps = [step for step in steps if isinstance(step, Swap)]
+    return [each for swap in swaps for each in swap.columns if each.table == name]
 
 
 def joined(step: Backfill, rows: str) -> tuple[Backfill, str]:
@@ -200,12 +211,13 @@ def _column(name: str) -> Column:
     return Column(name=name, type="", not_null=False, length=None, generated=False)
 
 
-def _initial(column: sa.Column[Any]) -> str:
+def _initial(column: sa.Column[Any], enums: Collection[str] = ()) -> str:
     """What a new column holds before anything fills it."""
     default = getattr(column.server_default, "arg", None)
     text = "NULL" if default is None else expression_text(default)
     if isinstance(default, str):
         text = literal(default)
-    if isinstance(column.type, sa.Enum):  # the migration may make the type itself
+    type = column.type.compile(dialect=postgresql.dialect())
+    if isinstance(column.type, sa.Enum) or names_in(type) & {*enums}:  # it may be yet to be made
         return text
-    return f"CAST({text} AS {column.type.compile(dialect=postgresql.dialect())})"
+    return f"CAST({text} AS {type})"
