@@ -21,7 +21,7 @@ from datamig_nb.operations import add_column, alter_column
 from datamig_nb.sequence import Thing, freed, made
 from datamig_nb.stages import failing_rows
 from datamig_nb.statements import columns_read, names_in
-from datamig_nb.steps import backfill, keep_in_step
+from datamig_nb.steps import Backfill, backfill, keep_in_step
 from datamig_nb.swaps import renamed
 
 _WHOLE = ("smallint", "integer", "bigint")
@@ -91,6 +91,8 @@ def retype(
     gone = {thing for step in earlier for thing in freed(step)}
     new = {thing[1].name for step in earlier for thing in made(step)}
     changes = [_change(connection, step, major, new) for step in steps]
+    # What a step before makes of the row can be asked about only behind it.
+    new |= {column for step in earlier if isinstance(step, Backfill) for column in step.assign}
     hanging = _all_hanging(connection, changes, gone)
     found: list[Step] = []
     for change in changes:
