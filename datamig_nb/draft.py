@@ -25,6 +25,7 @@ from datamig_nb.catalog import Catalog
 from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
 from datamig_nb.compound import ChangeType, Exchanged, MergeRows, Swap
 from datamig_nb.errors import MissingKeyError
+from datamig_nb.expressions import PARTNER_MARK
 from datamig_nb.functions import pasted, require_free_names
 from datamig_nb.migration import Migration, Step, checksum_checks, step_table
 from datamig_nb.names import TableName, literal, quote
@@ -298,14 +299,20 @@ class Draft:
         plan = walks.plan(step, expressions, self.migration, self.catalog)
         name = self._walk_name(step)
         lines = self._late_checks(step, self._earlier(step), name)
+        more = walks.options(step.walk, self._hold(step))
+        bounded = step
+        if step.using is not None:
+            more["least_rows"] = "JOINED_BATCH_ROWS"
+            if partner := walks.partner(step, self.catalog.table(step.table).key):
+                more["partner"] = _text(partner)
+                bounded = replace(step, on=f"{PARTNER_MARK} AND ({step.on})")
         if saved := self._kept(step):
             lines += self._keep_values(saved)
             returning = self.minimum_server >= kept.RETURNS_OLD
             keeping = kept.update_batch_returning if returning else kept.update_batch_keeping
-            update = keeping(step, expressions, plan.guard, saved)
+            update = keeping(bounded, expressions, plan.guard, saved)
         else:
-            update = statements.update_batch(step, expressions, plan.guard)
-        more = walks.options(step.walk, self._hold(step))
+            update = statements.update_batch(bounded, expressions, plan.guard)
         if plan.look_back is not None:
             key, aside = self.catalog.table(step.table).key, None
             if step.walk.quarantine_rows is not None:
@@ -472,7 +479,7 @@ class Draft:
         insert = kept.insert_batch(step, columns, saved, changed, key)
         work = self.constant(f"insert into {step.table.name}", insert)
         more = {"relation": self.constant(f"rows for {step.table.name}", statements.source(step))}
-        more |= walks.options(step.walk, self._hold(step))
+        more |= walks.options(step.walk, self._hold(step)) | {"least_rows": "JOINED_BATCH_ROWS"}
         return [*lines, self._run(name, step.table, tuple(map(quote, step.key)), work, more)]
 
     def _deletions(self, step: DeleteRows) -> tuple[DeleteRows, ...]:

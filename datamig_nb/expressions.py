@@ -18,9 +18,11 @@ Expression: TypeAlias = "str | sa.ColumnElement[Any]"
 
 # Stands in the batch statements for the range of keys of one batch.
 BATCH_MARK = "{batch}"
+# The same range, of the partner's column that equals the key.
+PARTNER_MARK = "{partner}"
 
 # What rendered statements use themselves, so that no expression may hold it.
-_MARKS = (BATCH_MARK, "$datamig$", "\0")
+_MARKS = (BATCH_MARK, PARTNER_MARK, "$datamig$", "\0")
 
 
 def expression_text(expression: Expression) -> str:

@@ -34,6 +34,7 @@ ATTEMPTS = 10  # at one step or batch, before giving up
 FIRST_BATCH_ROWS = 2_000
 LEAST_BATCH_ROWS = 100
 MOST_BATCH_ROWS = 50_000
+JOINED_BATCH_ROWS = 20_000  # where each batch reads another table or a query again, at least
 ALONE_SECONDS = 0.5  # what a batch should take while nobody else writes to the table
 SHARED_SECONDS = 0.02  # and what while somebody does, who would have to wait for it
 STRETCH_SECONDS = 0.2  # of batches, before the client looks again whether it is still wanted
@@ -349,10 +350,11 @@ def run_in_parallel(
 
 def begin(name: str, part: int, table: str, key: tuple[str, ...], **given: object) -> None:
     """Note what is to be done; what an earlier run noted of its progress stays."""
-    given = {"heap": table, "relation": table, **given}
+    given = {"heap": table, "relation": table, "least_rows": LEAST_BATCH_ROWS, **given}
+    first = max(FIRST_BATCH_ROWS, int(str(given["least_rows"])))
     execute(f"""
 INSERT INTO datamig.run AS run (revision, step, part, batch_rows, key, {", ".join(given)}, status)
-SELECT '{revision}', {quoted(name)}, {part}, {FIRST_BATCH_ROWS},
+SELECT '{revision}', {quoted(name)}, {part}, {first},
        ARRAY[{", ".join(map(quoted, key))}], {", ".join(map(quoted, given.values()))},
        coalesce(max(status), 'running') FROM datamig.run
  WHERE revision = '{revision}' AND part = 0 AND status IN ('paused', 'cancelled')
@@ -416,6 +418,7 @@ CREATE TABLE IF NOT EXISTS datamig.run (
     heap text, relation text, key text[], work text, remaining text, woven text,
     hold text, rest_share float8 NOT NULL DEFAULT 0, quarantine_rows bigint NOT NULL DEFAULT 0,
     connections integer NOT NULL DEFAULT 1, role text NOT NULL DEFAULT 'origin', tables oid[],
+    partner text, least_rows integer,
     walked_by text[], passes integer NOT NULL DEFAULT 1, page_rows float8,
     cursor text, stop text, page_window bigint NOT NULL DEFAULT 0, pass integer NOT NULL DEFAULT 0,
     rounds integer NOT NULL DEFAULT 0, suspects bigint NOT NULL DEFAULT 0,
@@ -444,7 +447,7 @@ CREATE TABLE IF NOT EXISTS datamig.conflict (
 
 # Toward the time that a batch should take: half as many rows again at most, down at once.
 NEXT_BATCH_ROWS = f"""
-            greatest({LEAST_BATCH_ROWS}, least({MOST_BATCH_ROWS}, batch_rows * least(1.5,
+            greatest(run.least_rows, least({MOST_BATCH_ROWS}, batch_rows * least(1.5,
             CASE WHEN busy THEN {SHARED_SECONDS} ELSE {ALONE_SECONDS} END
             / greatest(seconds, 0.0001))))::integer"""
 
@@ -462,7 +465,7 @@ DO $datamig$
 DECLARE
     run datamig.run;  began timestamptz;  seconds float8;  busy boolean;  batch_rows bigint;
     n bigint;  done bigint;  state text;  page bigint;  last_page bigint;  this_pass text;
-    key text;  key_text text;  span text;  ending text;  upper text;
+    key text;  key_text text;  span text;  ending text;  upper text;  statement text;
     until timestamptz := {until};
 BEGIN
 LOOP
@@ -612,7 +615,13 @@ LOOP
             PERFORM set_config('session_replication_role', run.role, true)
               WHERE run.role <> current_setting('session_replication_role');
             -- end
-            EXECUTE replace(run.work, '{{batch}}', span);
+            statement := replace(run.work, '{{batch}}', span);
+            -- only with partner
+            -- PostgreSQL does not conclude from the row's range to that of its partner.
+            statement := replace(statement, '{{partner}}',
+                                 replace(span, '(' || key || ')', coalesce(run.partner, '')));
+            -- end
+            EXECUTE statement;
             GET DIAGNOSTICS done = ROW_COUNT;
         EXCEPTION WHEN OTHERS OR query_canceled THEN
             GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, run.error = MESSAGE_TEXT;

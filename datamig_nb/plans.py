@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from datamig_nb.database import Database, is_there, run
-from datamig_nb.expressions import BATCH_MARK
+from datamig_nb.expressions import BATCH_MARK, PARTNER_MARK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,9 @@ def _plan(connection: sa.Connection, walk: Any) -> BatchPlan:
         with connection.begin_nested():
             span = _by_pages(connection, walk) if walk.passes > 1 else _by_key(connection, walk)
             statement = walk.work.replace(BATCH_MARK, span)
+            if walk.partner is not None:
+                of_partner = span.replace(f"({', '.join(walk.walked_by)})", walk.partner)
+                statement = statement.replace(PARTNER_MARK, of_partner)
             found = run(connection, f"EXPLAIN (FORMAT JSON, VERBOSE) {statement}").scalar_one()
     except DBAPIError as error:  # the upgrade dropped what it reads
         reason = str(error.orig).splitlines()[0]
@@ -112,7 +115,8 @@ def _worded(node: dict[str, Any]) -> str:
 
 _WALKS = """
 SELECT DISTINCT ON (step)
-       step, heap, relation, work, walked_by, key, woven, passes, page_rows, scanned, batch_rows
+       step, heap, relation, work, partner, walked_by, key, woven, passes, page_rows, scanned,
+       batch_rows
   FROM datamig.run
  WHERE part > 0 AND heartbeat_at >= to_timestamp(:since)
    AND work IS NOT NULL AND walked_by IS NOT NULL

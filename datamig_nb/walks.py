@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -207,6 +207,31 @@ def kept_columns(step: Backfill, migration: Migration) -> tuple[str, ...]:
             if column in step.assign
         )
     )
+
+
+def partner(step: Backfill, key: Sequence[str]) -> str | None:
+    """The partner's column that ``on`` says equals the key of the table, if there is such a term.
+
+    A range of keys then bounds both sides of the join, so that no batch reads all partners.
+    """
+    if len(key) != 1 or step.on is None or re.search(r"'|\bor\b", step.on, re.IGNORECASE):
+        return None
+    own = (key[0],), (step.table.name, key[0])
+    for term in re.split(r"\band\b", step.on, flags=re.IGNORECASE):
+        sides = [side.strip() for side in term.split("=")]
+        names = [_column(side) for side in sides]
+        if len(sides) == 2 and all(names):
+            others = [side for side, name in zip(sides, names, strict=True) if name not in own]
+            if len(others) == 1 and len(_column(others[0])) == 2:
+                return others[0]
+    return None
+
+
+def _column(text: str) -> tuple[str, ...]:
+    """The parts of a column's name as PostgreSQL stores them; () for any other expression."""
+    if not re.fullmatch(r'(\w+|"[^"]+")(\.(\w+|"[^"]+"))?', text):
+        return ()
+    return tuple(quoted or plain.lower() for quoted, plain in re.findall(r'"([^"]+)"|(\w+)', text))
 
 
 def options(walk: Walk, hold: str | None) -> dict[str, str]:

@@ -243,8 +243,10 @@ def make_project(directory: Path, template: str = "generic") -> AlembicProject:
 def with_settings(text: str, settings: Mapping[str, object]) -> str:
     """A revision's text with other values in its lines of settings."""
     for name, value in settings.items():
-        (line,) = [line for line in text.splitlines() if line.startswith(f"{name} = ")]
-        text = _replaced(text, f"\n{line}\n", f"\n{name} = {value!r}\n")
+        lines = [line for line in text.splitlines() if line.startswith(f"{name} = ")]
+        assert lines or name == "JOINED_BATCH_ROWS", f"the revision has no setting {name}"
+        for line in lines:
+            text = _replaced(text, f"\n{line}\n", f"\n{name} = {value!r}\n")
     return text
 
 

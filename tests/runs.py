@@ -20,6 +20,7 @@ def small_batches(rows: int) -> Mapping[str, object]:
         "FIRST_BATCH_ROWS": rows,
         "LEAST_BATCH_ROWS": rows,
         "MOST_BATCH_ROWS": rows,
+        "JOINED_BATCH_ROWS": rows,
         "STRETCH_SECONDS": 0,
     }
 

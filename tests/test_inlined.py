@@ -266,7 +266,9 @@ def next_rows(asking: psycopg.Connection[Any], rows: int, seconds: float, busy: 
     """Let PostgreSQL answer, as the batches do."""
     given = "(SELECT %s::bigint AS batch_rows, %s::float8 AS seconds, %s::boolean AS busy) AS given"
     answer = asking.execute(
-        f"SELECT {inlined.NEXT_BATCH_ROWS} FROM {given}".encode(), (rows, seconds, busy)
+        f"SELECT {inlined.NEXT_BATCH_ROWS} FROM {given},"
+        f" (SELECT {inlined.LEAST_BATCH_ROWS} AS least_rows) AS run".encode(),
+        (rows, seconds, busy),
     ).fetchone()
     assert answer is not None
     return int(answer[0])

@@ -425,3 +425,22 @@ def test_dependants_are_deleted_by_what_refers_to_rows_that_go() -> None:
         ")\n"
         "INSERT INTO datamig.kept SELECT * FROM gone"
     )
+
+
+@pytest.mark.parametrize(
+    ("on", "partner"),
+    [
+        ("u.task_id = task.id", "u.task_id"),
+        ('task."id" = u."Task Id" AND u.kind = task.kind', 'u."Task Id"'),
+        ("u.kind = task.kind", None),
+        ("u.task_id = task.id OR u.task_id IS NULL", None),
+        ("u.task_id = task.id + 1", None),
+        ("u.note = 'a and u.task_id = task.id and b'", None),
+    ],
+)
+def test_the_range_of_a_batch_bounds_partners_that_are_found_by_the_key(
+    on: str, partner: str | None
+) -> None:
+    step = backfill("app.task", {"note": "u.note"}, using="app.u AS u", on=on)
+
+    assert walks.partner(step, ("id",)) == partner

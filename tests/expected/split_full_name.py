@@ -1,6 +1,6 @@
 """Split full_name of players.player into first_name and last_name.
 
-Revision ID: 899e49c680e6
+Revision ID: 9908c611efe8
 Revises:
 Create Date: (when it was rendered)
 
@@ -41,7 +41,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "899e49c680e6"
+revision = "9908c611efe8"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -100,8 +100,8 @@ def downgrade() -> None:
     """Undo: split full_name of players.player into first_name and last_name."""
     with own_commits():
         preflight("downgrade", FIRST_NAME_AND_LAST_NAME_NOT_EDITED_SINCE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_899e49c680e6 ON players.player")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_899e49c680e6()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_9908c611efe8 ON players.player")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_9908c611efe8()")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS last_name")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS first_name")
         forget()
@@ -168,7 +168,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_899e49c680e6() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_9908c611efe8() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -188,9 +188,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_899e49c680e6
+CREATE OR REPLACE TRIGGER zz_datamig_9908c611efe8
 BEFORE INSERT OR UPDATE OF full_name ON players.player
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_899e49c680e6()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_9908c611efe8()
 """
 
 FIRST_NAME_LAST_NAME_LEFT = f"""
@@ -484,10 +484,11 @@ def run_batches(name: str, table: str, key: tuple[str, ...], work: str, **more: 
 
 def begin(name: str, part: int, table: str, key: tuple[str, ...], **given: object) -> None:
     """Note what is to be done; what an earlier run noted of its progress stays."""
-    given = {"heap": table, "relation": table, **given}
+    given = {"heap": table, "relation": table, "least_rows": LEAST_BATCH_ROWS, **given}
+    first = max(FIRST_BATCH_ROWS, int(str(given["least_rows"])))
     execute(f"""
 INSERT INTO datamig.run AS run (revision, step, part, batch_rows, key, {", ".join(given)}, status)
-SELECT '{revision}', {quoted(name)}, {part}, {FIRST_BATCH_ROWS},
+SELECT '{revision}', {quoted(name)}, {part}, {first},
        ARRAY[{", ".join(map(quoted, key))}], {", ".join(map(quoted, given.values()))},
        coalesce(max(status), 'running') FROM datamig.run
  WHERE revision = '{revision}' AND part = 0 AND status IN ('paused', 'cancelled')
@@ -551,6 +552,7 @@ CREATE TABLE IF NOT EXISTS datamig.run (
     heap text, relation text, key text[], work text, remaining text, woven text,
     hold text, rest_share float8 NOT NULL DEFAULT 0, quarantine_rows bigint NOT NULL DEFAULT 0,
     connections integer NOT NULL DEFAULT 1, role text NOT NULL DEFAULT 'origin', tables oid[],
+    partner text, least_rows integer,
     walked_by text[], passes integer NOT NULL DEFAULT 1, page_rows float8,
     cursor text, stop text, page_window bigint NOT NULL DEFAULT 0, pass integer NOT NULL DEFAULT 0,
     rounds integer NOT NULL DEFAULT 0, suspects bigint NOT NULL DEFAULT 0,
@@ -566,7 +568,7 @@ CREATE TABLE IF NOT EXISTS datamig.run (
 
 # Toward the time that a batch should take: half as many rows again at most, down at once.
 NEXT_BATCH_ROWS = f"""
-            greatest({LEAST_BATCH_ROWS}, least({MOST_BATCH_ROWS}, batch_rows * least(1.5,
+            greatest(run.least_rows, least({MOST_BATCH_ROWS}, batch_rows * least(1.5,
             CASE WHEN busy THEN {SHARED_SECONDS} ELSE {ALONE_SECONDS} END
             / greatest(seconds, 0.0001))))::integer"""
 
@@ -584,7 +586,7 @@ DO $datamig$
 DECLARE
     run datamig.run;  began timestamptz;  seconds float8;  busy boolean;  batch_rows bigint;
     n bigint;  done bigint;  state text;  page bigint;  last_page bigint;  this_pass text;
-    key text;  key_text text;  span text;  ending text;  upper text;
+    key text;  key_text text;  span text;  ending text;  upper text;  statement text;
     until timestamptz := {until};
 BEGIN
 LOOP
@@ -694,7 +696,8 @@ LOOP
             END IF;
             span := format('%s AND (%s) <= (%s)', span, key, upper);
 
-            EXECUTE replace(run.work, '{{batch}}', span);
+            statement := replace(run.work, '{{batch}}', span);
+            EXECUTE statement;
             GET DIAGNOSTICS done = ROW_COUNT;
         EXCEPTION WHEN OTHERS OR query_canceled THEN
             GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, run.error = MESSAGE_TEXT;
