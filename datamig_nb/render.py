@@ -1,7 +1,7 @@
 """Write the Alembic revision that carries a migration out: one Python file that stands alone.
 
 The file tells its story first (``upgrade``, ``downgrade``), then its SQL in the shape that one
-would type into psql, then the functions it needs, copied from :mod:`datamig_nb.inlined`.
+would type into psql, then the functions it needs, copied from the modules ``inlined…``.
 """
 
 from __future__ import annotations

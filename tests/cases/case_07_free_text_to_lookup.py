@@ -44,6 +44,7 @@ migration = dm.Migration(
         "events",
         "sub_topic IS NOT NULL AND event_sub_topic_id IS NULL",
     ),
+    dm.no_orphans("events", "event_sub_topic_id", "event_sub_topics", "id"),
     dm.alter_column("events", "sub_topic", new_column_name="old_sub_topic"),
     dm.alter_column("events_version", "sub_topic", new_column_name="old_sub_topic"),
 )
