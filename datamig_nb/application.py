@@ -95,7 +95,7 @@ class Writer(threading.Thread):
         self.longest_seconds = 0.0
         #: Why a write was refused, and how often; locks and deadlocks aside.
         self.refused: Counter[str] = Counter()
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
 
     @property
     def wrote(self) -> str:
@@ -115,7 +115,7 @@ class Writer(threading.Thread):
                 while not self._ended.is_set():
                     self._transaction(connection)
                     self._ended.wait(PAUSE_SECONDS)
-        except BaseException as error:
+        except Exception as error:  # told to whoever waits for the thread
             self._error = error
 
     def end(self) -> None:

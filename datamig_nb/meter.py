@@ -114,7 +114,7 @@ class Meter:
         self._looks, self._gap = 0, 0.0
         self._before = self._after = _Totals()
         self._peak = 0
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
 
     @property
     def waits(self) -> tuple[Wait, ...]:
@@ -174,7 +174,7 @@ class Meter:
         try:
             with explained("measuring", self._db.url), self._db.engine.connect() as connection:
                 self._look_on(connection.execution_options(isolation_level="AUTOCOMMIT"))
-        except BaseException as error:
+        except Exception as error:  # told to whoever waits for the thread
             self._error = error
         finally:
             self.began.set()

@@ -1691,6 +1691,7 @@ def test_a_preview_tells_how_many_rows_come_go_and_find_no_partner(shop: Databas
     assert notes(found) == [
         ("rows of sale find no partner in person AS p", 6),
         ("rows would be put into person, ON CONFLICT DO NOTHING", 40),
+        ("rows would be deleted from sale", 11),
         ("rows would be deleted from person", 3),
     ]
     assert stops(found) == [("not so afterwards: place of sale without NULL", 6)]

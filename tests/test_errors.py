@@ -241,7 +241,7 @@ CASES: tuple[Case, ...] = (
     ),
     (
         "render, no key",
-        by("postgres", lambda db: dm.render(db, filled("coalesce(n, what)", "players.visit"))),
+        by("postgres", lambda db: dm.render(db, filled("n || what", "players.visit"))),
         MissingKeyError,
         "table 'players.visit' has no primary key and no unique index over NOT NULL columns, so"
         " batches cannot resume; add one, for example with CREATE UNIQUE INDEX CONCURRENTLY",

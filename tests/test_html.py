@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from datamig_nb import display, pages
 from datamig_nb.checks import check, no_nulls
+from datamig_nb.clones import Clones, LeftClone
 from datamig_nb.display import Shown, to_html
 from datamig_nb.export import Export
 from datamig_nb.hazards import Hazard as RevisionHazard
@@ -232,9 +233,22 @@ SET_ASIDE = SetAside(
     rows=((HOSTILE, "1", None), ("players.player", HOSTILE, HOSTILE)),
 )
 
+CLONES = Clones(
+    clones=(
+        LeftClone(
+            name="datamig_clone_<b>",
+            source="shop & co",
+            made_by="<i>@host",
+            made_at="2026-11-01T10:00:00Z",
+            size_bytes=8_000_000,
+            in_use=False,
+        ),
+    )
+)
+
 VALUES = (
     *(MIGRATION, PROFILE, PREVIEW, REVISION, REHEARSAL, EXPORT, REPORT),
-    *(RUNS, SET_ASIDE),
+    *(RUNS, SET_ASIDE, CLONES),
 )
 
 each_value = pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)

@@ -21,12 +21,13 @@ import pytest
 
 from datamig_nb import samples
 from datamig_nb.database import Database, connect
-from datamig_nb.export import export, verify
+from datamig_nb.export import export
 from datamig_nb.migration import Migration
 from datamig_nb.patterns import map_values, split_column
 from datamig_nb.rehearse import rehearse
 from datamig_nb.render import render
 from datamig_nb.server import ensure_server
+from datamig_nb.vetted import verify
 from tests.alembic_project import AlembicProject, Outcome, make_project
 from tests.scratch import query, session
 from tests.second_server import DEBIANS, running

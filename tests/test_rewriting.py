@@ -230,7 +230,7 @@ def test_update_that_clears_its_own_mark_leaves_no_row_with_it() -> None:
 
     assert repr(migration) == (
         "Migration: update a and todo of t\n"
-        "  1. keep the old and the new a and todo of rows of t that change\n"
+        "  1. keep a and todo of rows of t that change, or lose them\n"
         "  2. fill a and todo of t, rows where todo, in batches\n"
         "  3. check that: no row of t is left where todo"
     )

@@ -27,7 +27,7 @@ LOWER = dm.Migration(
 def test_backup_prints_its_steps() -> None:
     assert repr(dm.with_backup(LOWER)) == (
         "Migration: tidy addresses, with a backup\n"
-        "  1. keep the old and the new email of rows of guide.user that change\n"
+        "  1. keep email of rows of guide.user that change, or lose them\n"
         "  2. fill email of guide.user, every row, in batches\n"
         "  3. delete rows of guide.task where user_id IS NULL, in batches, kept for the way back"
     )
