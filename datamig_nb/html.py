@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from datamig_nb import display
 from datamig_nb.checks import QueryCheck, RowCheck
+from datamig_nb.clones import Clones
 from datamig_nb.export import Export
 from datamig_nb.migration import Migration, Step, describe
 from datamig_nb.pages import templates
@@ -170,6 +171,11 @@ def _validation(report: ValidationReport) -> str:
 @display.renders(Runs)
 def _runs(runs: Runs) -> str:
     return _html("runs.mako", runs=runs)
+
+
+@display.renders(Clones)
+def _clones(clones: Clones) -> str:
+    return _html("clones.mako", clones=clones.clones)
 
 
 @display.renders(SetAside)

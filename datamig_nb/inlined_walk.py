@@ -162,8 +162,6 @@ LOOP
             -- end
 
             IF run.cursor IS NOT DISTINCT FROM run.stop THEN
-                run.status := 'succeeded';
-                run.note := NULL;
                 -- only with remaining
                 -- Look for rows that were written or moved behind the walk, or repaired.
                 n := 0;
@@ -174,6 +172,10 @@ LOOP
                         n := 1;  -- the walk will find the row, and name it
                     END;
                 END IF;
+                -- end
+                run.status := 'succeeded';  -- not before: an error would leave it so
+                run.note := NULL;
+                -- only with remaining
                 IF n > 0 AND run.rounds >= {ATTEMPTS} THEN
                     run.note := n || ' rows written meanwhile are not done';
                 ELSIF n > 0 THEN

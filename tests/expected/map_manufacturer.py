@@ -1,6 +1,6 @@
 """Map manufacturer of flights.planes to maker.
 
-Revision ID: c537cdf7f0a0
+Revision ID: 8abc847c4e13
 Revises:
 Create Date: (when it was rendered)
 
@@ -35,7 +35,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "c537cdf7f0a0"
+revision = "8abc847c4e13"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -80,8 +80,8 @@ def downgrade() -> None:
     """Undo: map manufacturer of flights.planes to maker."""
     with own_commits():
         preflight("downgrade", MAKER_NOT_EDITED_SINCE_THE_UPGRADE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_c537cdf7f0a0 ON flights.planes")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_c537cdf7f0a0()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_8abc847c4e13 ON flights.planes")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_8abc847c4e13()")
         step("ALTER TABLE IF EXISTS flights.planes DROP COLUMN IF EXISTS maker")
         forget()
 
@@ -111,7 +111,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_c537cdf7f0a0() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_8abc847c4e13() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -130,9 +130,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_c537cdf7f0a0
+CREATE OR REPLACE TRIGGER zz_datamig_8abc847c4e13
 BEFORE INSERT OR UPDATE OF manufacturer ON flights.planes
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_c537cdf7f0a0()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_8abc847c4e13()
 """
 
 MAKER_LEFT = f"""
@@ -556,8 +556,6 @@ LOOP
             END IF;
 
             IF run.cursor IS NOT DISTINCT FROM run.stop THEN
-                run.status := 'succeeded';
-                run.note := NULL;
                 -- Look for rows that were written or moved behind the walk, or repaired.
                 n := 0;
                 IF run.remaining IS NOT NULL THEN
@@ -567,6 +565,8 @@ LOOP
                         n := 1;  -- the walk will find the row, and name it
                     END;
                 END IF;
+                run.status := 'succeeded';  -- not before: an error would leave it so
+                run.note := NULL;
                 IF n > 0 AND run.rounds >= {ATTEMPTS} THEN
                     run.note := n || ' rows written meanwhile are not done';
                 ELSIF n > 0 THEN

@@ -1,6 +1,6 @@
 """Map status of guide.user to state.
 
-Revision ID: d132081d7744
+Revision ID: 78957ad2878b
 Revises:
 Create Date: (when it was rendered)
 
@@ -44,7 +44,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "d132081d7744"
+revision = "78957ad2878b"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -94,8 +94,8 @@ def downgrade() -> None:
     """Undo: map status of guide.user to state."""
     with own_commits():
         preflight("downgrade", STATE_NOT_EDITED_SINCE_THE_UPGRADE)
-        step('DROP TRIGGER IF EXISTS zz_datamig_d132081d7744 ON guide."user"')
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_d132081d7744()")
+        step('DROP TRIGGER IF EXISTS zz_datamig_78957ad2878b ON guide."user"')
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_78957ad2878b()")
         step('ALTER TABLE IF EXISTS guide."user" DROP COLUMN IF EXISTS state')
         step("DROP TYPE IF EXISTS guide.user_state")
         forget()
@@ -171,7 +171,7 @@ $datamig$
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_d132081d7744() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_78957ad2878b() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -190,9 +190,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_d132081d7744
+CREATE OR REPLACE TRIGGER zz_datamig_78957ad2878b
 BEFORE INSERT OR UPDATE OF status ON guide."user"
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_d132081d7744()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_78957ad2878b()
 """
 
 STATE_LEFT = f"""
@@ -656,8 +656,6 @@ LOOP
             END IF;
 
             IF run.cursor IS NOT DISTINCT FROM run.stop THEN
-                run.status := 'succeeded';
-                run.note := NULL;
                 -- Look for rows that were written or moved behind the walk, or repaired.
                 n := 0;
                 IF run.remaining IS NOT NULL THEN
@@ -667,6 +665,8 @@ LOOP
                         n := 1;  -- the walk will find the row, and name it
                     END;
                 END IF;
+                run.status := 'succeeded';  -- not before: an error would leave it so
+                run.note := NULL;
                 IF n > 0 AND run.rounds >= {ATTEMPTS} THEN
                     run.note := n || ' rows written meanwhile are not done';
                 ELSIF n > 0 THEN

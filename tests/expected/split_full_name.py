@@ -1,6 +1,6 @@
 """Split full_name of players.player into first_name and last_name.
 
-Revision ID: 9908c611efe8
+Revision ID: dcf06d69ec91
 Revises:
 Create Date: (when it was rendered)
 
@@ -41,7 +41,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "9908c611efe8"
+revision = "dcf06d69ec91"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -100,8 +100,8 @@ def downgrade() -> None:
     """Undo: split full_name of players.player into first_name and last_name."""
     with own_commits():
         preflight("downgrade", FIRST_NAME_AND_LAST_NAME_NOT_EDITED_SINCE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_9908c611efe8 ON players.player")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_9908c611efe8()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_dcf06d69ec91 ON players.player")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_dcf06d69ec91()")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS last_name")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS first_name")
         forget()
@@ -168,7 +168,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_9908c611efe8() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_dcf06d69ec91() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -188,9 +188,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_9908c611efe8
+CREATE OR REPLACE TRIGGER zz_datamig_dcf06d69ec91
 BEFORE INSERT OR UPDATE OF full_name ON players.player
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_9908c611efe8()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_dcf06d69ec91()
 """
 
 FIRST_NAME_LAST_NAME_LEFT = f"""
@@ -642,8 +642,6 @@ LOOP
             END IF;
 
             IF run.cursor IS NOT DISTINCT FROM run.stop THEN
-                run.status := 'succeeded';
-                run.note := NULL;
                 -- Look for rows that were written or moved behind the walk, or repaired.
                 n := 0;
                 IF run.remaining IS NOT NULL THEN
@@ -653,6 +651,8 @@ LOOP
                         n := 1;  -- the walk will find the row, and name it
                     END;
                 END IF;
+                run.status := 'succeeded';  -- not before: an error would leave it so
+                run.note := NULL;
                 IF n > 0 AND run.rounds >= {ATTEMPTS} THEN
                     run.note := n || ' rows written meanwhile are not done';
                 ELSIF n > 0 THEN
