@@ -45,6 +45,7 @@ FLOORS = {
     "watch": 3,
     "workers": 4,
     "migration": 4,
+    "reference_rows": 4,
     "dropped": 5,
     "kept": 5,
     "targets": 6,
