@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from datamig_nb.database import Database, run
-from datamig_nb.inlined import WOVEN_FROM_PAGES
+from datamig_nb.inlined_sql import WOVEN_FROM_PAGES
 from datamig_nb.measure import Growth, Measured, StepCost, Walked
 from datamig_nb.names import TableName
 

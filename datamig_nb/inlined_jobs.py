@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from datamig_nb.inlined import begin, passed, revision, step, walk
+from datamig_nb.inlined import passed, step
+from datamig_nb.inlined_batches import begin
+from datamig_nb.inlined_sql import revision
+from datamig_nb.inlined_walk import walk
 
 
 def leave_to_workers(

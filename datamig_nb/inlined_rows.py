@@ -11,7 +11,9 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
-from datamig_nb.inlined import LOCK_TIMEOUT, PASSES, begin, execute, quoted, revision, transaction
+from datamig_nb.inlined import transaction
+from datamig_nb.inlined_batches import begin
+from datamig_nb.inlined_sql import LOCK_TIMEOUT, PASSES, execute, quoted, revision
 from datamig_nb.inlined_values import Kind, reader, text_expression, writer
 
 PARTED_PAGES = 64  # of the smallest table that several work on

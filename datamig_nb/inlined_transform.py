@@ -21,20 +21,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.exc import DBAPIError
 
-from datamig_nb.inlined import (
-    ATTEMPTS,
-    PASSES,
-    execute,
-    log,
-    passed,
-    prepare_nothing,
-    progress,
-    quoted,
-    revision,
-    sqlstate,
-    this_run,
-    transaction,
-)
+from datamig_nb.inlined import log, passed, prepare_nothing, sqlstate, transaction
+from datamig_nb.inlined_batches import progress
 from datamig_nb.inlined_rows import (
     IDENTITY,
     MARKS,
@@ -53,6 +41,8 @@ from datamig_nb.inlined_rows import (
     written_by_others,
     written_since,
 )
+from datamig_nb.inlined_sql import ATTEMPTS, PASSES, execute, quoted, revision
+from datamig_nb.inlined_walk import this_run
 
 TRANSFORM_SECONDS = 0.5  # what a batch that Python computes should take: writers may have to wait
 MOST_TRANSFORM_ROWS = 16_000

@@ -1,7 +1,7 @@
 """Write the Alembic revision that carries a migration out: one Python file that stands alone.
 
 The file tells its story first (``upgrade``, ``downgrade``), then its SQL in the shape that one
-would type into psql, then the functions it needs, copied from :mod:`datamig_nb.inlined`.
+would type into psql, then the functions it needs, copied from the modules ``inlined…``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from datamig_nb.catalog import read_catalog
 from datamig_nb.database import Database
 from datamig_nb.display import Shown
 from datamig_nb.draft import ID, Draft
+from datamig_nb.draft_downgrade import downgrade, way_back
+from datamig_nb.draft_upgrade import upgrade
 from datamig_nb.errors import AlembicProjectError
 from datamig_nb.expanded import expanded
 from datamig_nb.migration import Migration, describe
@@ -137,8 +139,7 @@ _LONG_LINES = "# flake8: noqa: E501"
 
 
 def _document(draft: Draft, down_revision: str | None) -> str:
-    upgrade, downgrade = draft.upgrade(), draft.downgrade()
-    story = "\n\n\n".join((upgrade, downgrade))
+    story = "\n\n\n".join((upgrade(draft), downgrade(draft)))
     constants = "\n\n".join(draft.constants)
     parts = machinery(f"{story}\n{constants}", draft.imports)
     own = machinery(f"{story}\n{constants}")
@@ -194,7 +195,7 @@ def _docstring(draft: Draft, down_revision: str | None) -> str:
     text = (
         f"{title[:1].upper()}{title[1:]}.\n\nRevision ID: {ID}\n"
         f"Revises: {down_revision or ''}\nCreate Date: {_DATE}\n\nUpgrade\n{steps}\n\n"
-        f"Downgrade\n{textwrap.indent(textwrap.fill(draft.way_back, 96), '    ')}\n\n{promise}"
+        f"Downgrade\n{textwrap.indent(textwrap.fill(way_back(draft), 96), '    ')}\n\n{promise}"
     )
     # The docstring is no place for escapes: what would need one is written in other words.
     text = text.replace("\\", "/").replace('"""', "'''")

@@ -11,7 +11,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from datamig_nb import inlined, inlined_jobs, inlined_rows, inlined_transform, inlined_values
+from datamig_nb import (
+    inlined,
+    inlined_batches,
+    inlined_jobs,
+    inlined_rows,
+    inlined_sql,
+    inlined_transform,
+    inlined_values,
+    inlined_walk,
+)
 
 WIDTH = 100
 
@@ -19,7 +28,16 @@ WIDTH = 100
 _OWN = {"revision"}
 
 #: Modules whose functions are copied, in the order in which a reader meets them.
-INLINED = (inlined, inlined_jobs, inlined_transform, inlined_rows, inlined_values)
+INLINED = (
+    inlined,
+    inlined_batches,
+    inlined_walk,
+    inlined_sql,
+    inlined_jobs,
+    inlined_transform,
+    inlined_rows,
+    inlined_values,
+)
 
 
 def call(code: str, indent: int, before: int = 0) -> str:
@@ -146,7 +164,7 @@ class Machinery:
 
 @dataclass(frozen=True)
 class _Part:
-    """A top-level statement of the module ``inlined``."""
+    """A top-level statement of one of the modules."""
 
     name: str
     text: str

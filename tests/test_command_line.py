@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from datamig_nb import inlined
+from datamig_nb import inlined_walk
 from datamig_nb.__main__ import main
 from datamig_nb.database import Database
 from datamig_nb.vetted import vetted as with_evidence
@@ -77,7 +77,7 @@ def test_a_word_that_is_no_command_ends_with_2() -> None:
 
 RUN = f"""
 CREATE SCHEMA datamig;
-{inlined.RUN};
+{inlined_walk.RUN};
 INSERT INTO datamig.run (revision, step, part) VALUES ('aaa', 'upgrade', 0), ('aaa', 'fill', 1)
 """
 

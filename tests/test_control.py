@@ -20,7 +20,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from datamig_nb import inlined
+from datamig_nb import inlined_batches
 from datamig_nb.database import Database
 from datamig_nb.migration import Migration, Step
 from datamig_nb.operations import add_column, sql
@@ -540,4 +540,4 @@ RUN = SimpleNamespace(
 def test_progress_is_told_in_words(changes: dict[str, Any], rate: float, said: str) -> None:
     run = SimpleNamespace(**{**vars(RUN), **changes})
 
-    assert inlined.progress(run, rate) == said
+    assert inlined_batches.progress(run, rate) == said

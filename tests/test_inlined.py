@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamig_nb import inlined
+from datamig_nb import inlined_sql, inlined_walk
 from datamig_nb.checks import check
 from datamig_nb.database import Database
 from datamig_nb.migration import Migration, Step
@@ -251,7 +251,7 @@ def test_the_revision_before_it_stays_whether_each_has_a_transaction_or_not(
 # ---------------------------------------------------------------- the size of batches
 
 
-LEAST, MOST = inlined.LEAST_BATCH_ROWS, inlined.MOST_BATCH_ROWS
+LEAST, MOST = inlined_sql.LEAST_BATCH_ROWS, inlined_sql.MOST_BATCH_ROWS
 ANY_ROWS = st.integers(LEAST, MOST)
 ANY_SECONDS = st.floats(0, 1e6)
 
@@ -266,7 +266,7 @@ def next_rows(asking: psycopg.Connection[Any], rows: int, seconds: float, busy: 
     """Let PostgreSQL answer, as the batches do."""
     given = "(SELECT %s::bigint AS batch_rows, %s::float8 AS seconds, %s::boolean AS busy) AS given"
     answer = asking.execute(
-        f"SELECT {inlined.NEXT_BATCH_ROWS} FROM {given}".encode(), (rows, seconds, busy)
+        f"SELECT {inlined_walk.NEXT_BATCH_ROWS} FROM {given}".encode(), (rows, seconds, busy)
     ).fetchone()
     assert answer is not None
     return int(answer[0])
@@ -305,14 +305,14 @@ def test_batches_are_never_larger_while_others_write(
 def test_a_batch_that_took_too_long_shrinks_at_once(
     asking: psycopg.Connection[Any], rows: int, times: float
 ) -> None:
-    after = next_rows(asking, rows, times * inlined.ALONE_SECONDS, False)
+    after = next_rows(asking, rows, times * inlined_sql.ALONE_SECONDS, False)
 
     assert abs(after - rows / times) <= 0.5 or after == LEAST
 
 
 def test_batches_come_to_the_wanted_time_in_a_few_steps(asking: psycopg.Connection[Any]) -> None:
     """Rows that cost 0.1 ms, then 0.2 ms and others write, then 0.1 ms and nobody does."""
-    rows, sizes = inlined.FIRST_BATCH_ROWS, list[int]()
+    rows, sizes = inlined_sql.FIRST_BATCH_ROWS, list[int]()
     for milliseconds, busy in [(0.1, False)] * 8 + [(0.2, True)] * 2 + [(0.1, False)] * 10:
         rows = next_rows(asking, rows, rows * milliseconds / 1000, busy)
         sizes.append(rows)

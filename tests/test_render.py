@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy.dialects import postgresql
 
-from datamig_nb import inlined
+from datamig_nb import inlined_sql, inlined_walk
 from datamig_nb.checks import check, no_nulls, rows_check
 from datamig_nb.database import Database, run
 from datamig_nb.errors import (
@@ -463,12 +463,13 @@ def test_expression_is_referred_to_only_where_it_stands_whole(samples: Database)
 
 
 def test_constant_never_takes_a_name_of_the_machinery(samples: Database) -> None:
-    names = ("attempts", "lock_timeout", "run", "quarantine", "first_batch_rows")
+    names = ("attempts", "lock_timeout", "run", "passes", "first_batch_rows")
 
     found = constants(render(samples, filling(**dict.fromkeys(names, "upper(full_name)"))).text)
 
+    taken = vars(inlined_sql) | vars(inlined_walk)
     for name in (name.upper() for name in names):
-        assert found[name] == getattr(inlined, name)
+        assert found[name] == taken[name]
 
 
 def test_column_without_a_letter_of_ascii_has_a_constant_all_the_same(samples: Database) -> None:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamig_nb import inlined
+from datamig_nb import inlined, inlined_batches, inlined_sql, inlined_walk
 from datamig_nb.source import (
     INLINED,
     call,
@@ -242,16 +242,20 @@ def test_layout_of_constants_is_what_ruff_format_leaves_alone(
 
 # ---------------------------------------------------------------- copied functions
 
-FUNCTIONS = [
-    name
-    for name, value in inspect.getmembers(inlined, inspect.isfunction)
-    if value.__module__ == inlined.__name__
-]
+#: The modules that every story draws on, in reading order; and what they hold.
+COMMON = (inlined, inlined_batches, inlined_walk, inlined_sql)
+SOURCE = "\n".join(map(inspect.getsource, COMMON))
+FUNCTIONS = {
+    name: value
+    for module in COMMON
+    for name, value in inspect.getmembers(module, inspect.isfunction)
+    if value.__module__ == module.__name__
+}
 #: Arguments whose lines are copied only where a story gives them, and a call that gives all.
 ARGUMENTS = set(
     re.findall(
         r"(\w+)",
-        " ".join(re.findall(r"(?m)^ *(?:#|--) only with (.*)$", inspect.getsource(inlined))),
+        " ".join(re.findall(r"(?m)^ *(?:#|--) only with (.*)$", SOURCE)),
     )
 ) - {"or", "ctid"}
 WITH_ALL = f"dict({','.join(f'{name}=1' for name in sorted(ARGUMENTS))})"
@@ -286,6 +290,10 @@ def bound_names(node: ast.stmt) -> set[str]:
             return set()  # the docstring
 
 
+# Imported by the modules, and by no revision.
+OURS = ("__future__", "datamig_nb")
+
+
 def names_in(node: ast.AST) -> set[str]:
     return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
 
@@ -293,7 +301,7 @@ def names_in(node: ast.AST) -> set[str]:
 def defined(code: str) -> Iterable[tuple[str, ast.stmt]]:
     """Each name that the module binds with its statement, without those that all revisions have."""
     for node in ast.parse(code).body:
-        if not (isinstance(node, ast.ImportFrom) and node.module == "__future__"):
+        if not (isinstance(node, ast.ImportFrom) and str(node.module).startswith(OURS)):
             yield from ((name, node) for name in bound_names(node) if name != "revision")
 
 
@@ -334,7 +342,7 @@ def test_nothing_is_copied_that_nothing_uses(story: str) -> None:
 
 
 def test_everything_of_the_module_can_be_copied() -> None:
-    wanted = {name for name, _ in defined(inspect.getsource(inlined))}
+    wanted = {name for name, _ in defined(SOURCE)}
 
     copied = {n for n, _ in defined(module_of(" ".join([*FUNCTIONS, "CONFLICT", WITH_ALL])))} - {
         "upgrade"
@@ -344,7 +352,7 @@ def test_everything_of_the_module_can_be_copied() -> None:
 
 
 def test_functions_are_copied_in_the_order_of_their_file() -> None:
-    order = [name for name, _ in defined(inspect.getsource(inlined))]
+    order = [name for name, _ in defined(SOURCE)]
 
     parts = machinery("\n".join(reversed(FUNCTIONS)))
     copied = [name for name, _ in defined(parts.functions)]
@@ -355,12 +363,12 @@ def test_functions_are_copied_in_the_order_of_their_file() -> None:
 
 
 def test_functions_are_copied_with_their_comments_word_for_word() -> None:
-    source = only_with(frozenset(ARGUMENTS), inspect.getsource(inlined))
+    source = only_with(frozenset(ARGUMENTS), SOURCE)
 
     parts = machinery("\n".join([*FUNCTIONS, WITH_ALL]))
 
-    for function in FUNCTIONS:
-        text = inspect.getsource(getattr(inlined, function))
+    for function in FUNCTIONS.values():
+        text = inspect.getsource(function)
         assert only_with(frozenset(ARGUMENTS), text).strip() in parts.functions
     assert all(line in source.splitlines() for line in parts.functions.splitlines())
     assert all(line in source.splitlines() for line in parts.settings.splitlines())

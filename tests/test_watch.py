@@ -11,14 +11,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from datamig_nb import inlined, watch
+from datamig_nb import watch
 from datamig_nb.database import Database, connect
 from datamig_nb.errors import DatamigError, PermissionDeniedError, QueryError, RunError
+from datamig_nb.inlined_walk import CONFLICT, QUARANTINE, RUN
 from datamig_nb.set_aside import SetAside, conflicts, quarantined
 from datamig_nb.watch import Runs, RunState, cancel, pause, resume, runs
 from tests.scratch import query, session
 
-TABLES = ";".join(("CREATE SCHEMA datamig", inlined.RUN, inlined.QUARANTINE, inlined.CONFLICT))
+TABLES = ";".join(("CREATE SCHEMA datamig", RUN, QUARANTINE, CONFLICT))
 
 #: A run of two steps, the second one by two connections, with a figure that it remembers; and
 #: another one that is done.

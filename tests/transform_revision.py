@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from datamig_nb import inlined
 from datamig_nb.database import Database
+from datamig_nb.inlined_walk import QUARANTINE, RUN
 from datamig_nb.source import machinery
 from tests.scratch import query
 
@@ -87,7 +87,7 @@ def transform_revision(
 
 def with_tables(database: Database, *statements: str) -> Database:
     """The database with the tables of a run, after more statements."""
-    for statement in ("CREATE SCHEMA IF NOT EXISTS datamig", inlined.RUN, inlined.QUARANTINE):
+    for statement in ("CREATE SCHEMA IF NOT EXISTS datamig", RUN, QUARANTINE):
         query(database, statement)
     for statement in statements:
         query(database, statement)

@@ -11,7 +11,7 @@ import pytest
 
 import datamig_nb as dm
 from datamig_nb.database import Database
-from datamig_nb.inlined import CONFLICT
+from datamig_nb.inlined_walk import CONFLICT
 from tests.alembic_project import AlembicProject
 from tests.cases.harness import CASES, DESCRIBED, HERE, Case, picture, table_of_lines
 from tests.faults.kills import has_burnt, lay_fuse, light_fuse

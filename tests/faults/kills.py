@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from datamig_nb import inlined
+from datamig_nb import inlined_walk
 from datamig_nb.database import Database
 from tests.alembic_project import PRELOADED, AlembicProject
 from tests.runs import scanned, wait_until
@@ -96,7 +96,7 @@ BEGIN
     RETURN coalesce(NEW, OLD);
 END $$;
 CREATE SCHEMA datamig;
-{inlined.RUN};
+{inlined_walk.RUN};
 CREATE TRIGGER burn AFTER UPDATE ON datamig.run FOR EACH ROW EXECUTE FUNCTION fuse.burn();
 CREATE CONSTRAINT TRIGGER burn_late AFTER UPDATE ON datamig.run DEFERRABLE INITIALLY DEFERRED
 FOR EACH ROW EXECUTE FUNCTION fuse.burn()

@@ -1,0 +1,328 @@
+"""The function ``upgrade`` of a revision, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from alembic.operations import ops
+
+from datamig_nb import kept, preflight, schema, stages, statements, swaps, targets, walks
+from datamig_nb.checks import QueryCheck, RowCheck, Unchanged
+from datamig_nb.compound import ChangeType, MergeRows, Swap
+from datamig_nb.draft import (
+    ID,
+    OLDEST_SERVER,
+    Draft,
+    function_text,
+    python_text,
+    step_line,
+    takes_away,
+)
+from datamig_nb.draft_dropped import drop_and_keep
+from datamig_nb.errors import MissingKeyError
+from datamig_nb.migration import Step, checksum_checks, step_table
+from datamig_nb.names import TableName, literal, quote
+from datamig_nb.source import one_line
+from datamig_nb.stages import Statement
+from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep
+from datamig_nb.transforms import Transform
+
+# Types whose values are texts to Python too.
+_TEXTS = {"text", "varchar", "character varying"}
+
+
+def upgrade(draft: Draft) -> str:
+    """The function ``upgrade``."""
+    draft.catalog.require_fitting()
+    draft.take_names()
+    lines = _preflight(draft)
+    for step in draft.migration.steps:
+        lines += _upgrade_step(draft, step)
+    if not draft.migration.transforms:
+        return function_text("upgrade", draft.migration.name, [*lines, "finish()"])
+    done = step_line(f"DELETE FROM datamig.own_transaction WHERE revision = '{ID}'")
+    return function_text(
+        "upgrade", draft.migration.name, [*lines, done, "finish()"], before="online_only()"
+    )
+
+
+def _preflight(draft: Draft) -> list[str]:
+    steps = draft.migration.steps
+    checks: list[tuple[str, str]] = [
+        (condition.holds, condition.failing)
+        for number, step in enumerate(steps)
+        for condition in preflight.preflight(step, steps[:number])
+    ]
+    asked = [check for check in draft.migration.checks if check.before]
+    asked += walks.early_checks(draft.migration, draft.catalog)
+    asked += (
+        *draft.catalog.readable,
+        *targets.session_checks(draft.migration, draft.catalog.tables, draft.catalog.major),
+    )
+    if draft.minimum_server > OLDEST_SERVER:
+        asked.append(_server_is_new_enough(draft.minimum_server))
+    checks += [draft.failing(check) for check in asked]
+    names = [draft.check(*check) for check in checks]
+    lines = [f"preflight({', '.join([python_text('upgrade'), *names])})"]
+    for figure in (step for step in steps if isinstance(step, Unchanged)):
+        value = draft.constant(figure.name, figure.value)
+        lines.append(f"remember({python_text(figure.name)}, {value})")
+    return lines
+
+
+def _late_checks(
+    draft: Draft, step: walks.WalkedStep, earlier: Iterable[Step], walk: str
+) -> list[str]:
+    """Checks right before a walk, made before its first batch and not again."""
+    if not walks.is_late(step, earlier, draft.catalog):
+        return []
+    begun = f"SELECT FROM datamig.run WHERE (revision, step) = ('{ID}', {literal(walk)})"
+    return [
+        f"require({draft.check(*draft.failing(check))}, unless={python_text(begun)})"
+        for check in walks.asked(step, draft.migration, draft.catalog)
+    ]
+
+
+def _upgrade_step(draft: Draft, step: Step) -> list[str]:
+    match step:
+        case Backfill():
+            return _backfill(draft, step)
+        case InsertRows():
+            return _insert(draft, step)
+        case DeleteRows():
+            return _delete(draft, step)
+        case KeepInStep():
+            return _keep_in_step(draft, step)
+        case Transform():
+            return _transform(draft, step)
+        case Swap():
+            return _swap(draft, step)
+        case RowCheck(before=False) | QueryCheck(before=False):
+            return [f"require({draft.check(*draft.failing(step))})"]
+        case Unchanged():
+            return [f"require({draft.check(f'{step.name} unchanged', _differs_now(step))})"]
+        case BackUp() | RowCheck() | QueryCheck():
+            return []  # in the backfills, before what is dropped, and in the preflight
+        case ops.DropColumnOp() | ops.DropTableOp() if draft.keeper(step) is not None:
+            return drop_and_keep(draft, step)
+        case _:
+            assert not isinstance(step, ChangeType | MergeRows)  # taken apart before
+            found = draft.catalog.found[draft.number(step) - 1]
+            sent = schema.upgrade_statements(step, found)
+            if isinstance(step, ops.AlterColumnOp) and step.modify_nullable is False:
+                return _set_not_null(draft, step, found, sent)
+            return [draft.statement(each, once=takes_away(step)) for each in sent]
+
+
+def _set_not_null(
+    draft: Draft, step: ops.AlterColumnOp, found: stages.Found, sent: Sequence[Statement]
+) -> list[str]:
+    """The lines of a step that makes a column NOT NULL, whose stages are one call."""
+    table, column = step_table(step), step.column_name
+    staged = stages.set_not_null(table, column, found.key)
+    at, once = sent.index(staged[0]), takes_away(step)
+    validates = next(each.validates for each in staged if each.validates is not None)
+    names = [table.sql, quote(column), quote(stages.not_null_name(column))]
+    arguments = [*map(python_text, names), draft.check(*validates)]
+    return [
+        *(draft.statement(each, once=once) for each in sent[:at]),
+        f"set_not_null({', '.join(arguments)})",
+        *(draft.statement(each, once=once) for each in sent[at + len(staged) :]),
+    ]
+
+
+def _swap(draft: Draft, step: Swap) -> list[str]:
+    comes = {(each.table, each.new) for each in step.columns}
+    triggers = [
+        (quote(draft.trigger(other)), other.table)
+        for other in draft.migration.steps
+        if isinstance(other, KeepInStep)
+        if comes & {(other.table, column) for column in other.assign}
+    ]
+    made = swaps.prepare(step, "there", draft.key_of)
+    swap = swaps.exchange(step, "there", triggers)
+    return [draft.statement(each, once=not each.repeatable) for each in (*made, swap)]
+
+
+def _earlier(draft: Draft, step: Step) -> tuple[Step, ...]:
+    return draft.migration.steps[: draft.number(step) - 1]
+
+
+def _backfill(draft: Draft, step: Backfill) -> list[str]:
+    expressions = draft.references(step)
+    plan = walks.plan(step, expressions, draft.migration, draft.catalog)
+    name = draft.walk_name(step)
+    lines = _late_checks(draft, step, _earlier(draft, step), name)
+    if saved := draft.saved(step):
+        lines += _keep_values(draft, saved)
+        returning = draft.minimum_server >= kept.RETURNS_OLD
+        keeping = kept.update_batch_returning if returning else kept.update_batch_keeping
+        update = keeping(step, expressions, plan.guard, saved)
+    else:
+        update = statements.update_batch(step, expressions, plan.guard)
+    more = walks.options(step.walk, _hold(draft, step))
+    if plan.look_back is not None:
+        key, aside = draft.catalog.table(step.table).key, None
+        if step.walk.quarantine_rows is not None:
+            aside = statements.set_aside(step, key, ID, name)
+        left = statements.remaining(step, plan.look_back, _not_begun(draft, step), aside)
+        more["remaining"] = draft.constant(f"{' '.join(step.assign)} left", left)
+    if plan.woven is not None and not saved:
+        more["woven"] = python_text(plan.woven)
+        if step.walk.connections > 1 and step.walk.job is None:
+            more["connections"] = str(step.walk.connections)
+    work = draft.constant(f"fill {' '.join(step.assign)}", update)
+    return [*lines, draft.run(name, step.table, _key(draft, step, plan), work, more)]
+
+
+def _keep_values(draft: Draft, saved: kept.Kept) -> list[str]:
+    wishes = ("keep values", "keep key")
+    pairs = zip(wishes, kept.keep_values(saved), strict=True)
+    return [f"step({draft.constant(wish, statement)})" for wish, statement in pairs]
+
+
+def _not_begun(draft: Draft, step: Backfill | DeleteRows) -> str | None:
+    later = walks.later_walks(step, draft.migration)
+    return statements.not_begun(ID, [draft.walk_name(other) for other in later])
+
+
+def _transform(draft: Draft, step: Transform) -> list[str]:
+    key = draft.catalog.table(step.table).key
+    if not key:
+        raise MissingKeyError(str(step.table))
+    same = [s for s in draft.migration.transforms if set(s.columns) & set(step.columns)]
+    name = f"compute {', '.join(step.columns)}"
+    name += f" of {step.table} ({draft.number(step)})" if len(same) > 1 else ""
+    arguments = [
+        *(python_text(name), python_text(step.table.sql), step.function.name),
+        f"key={one_line(repr(tuple(map(quote, key))))}",
+        f"reads={one_line(repr(step.reads))}",
+        f"writes={one_line(repr(tuple(map(quote, step.writes))))}",
+    ]
+    if step.where is not None:
+        arguments.append(f"where={python_text(step.where)}")
+    if step.checksum is not None:
+        arguments.append(f"checksum={python_text(quote(step.checksum))}")
+    if step.workers > 1:
+        at_once = "in_processes" if step.processes else "in_threads"
+        arguments += [f"workers={step.workers}", f"at_once={at_once}"]
+    if not _is_text(draft, step):
+        arguments.append("kinds=of_any_type")
+    if step.vectorized:
+        arguments.append("computes=by_series")
+    if step.quarantine_rows is not None:
+        arguments += ["set_aside=set_aside", f"quarantine_rows={step.quarantine_rows}"]
+    checks = [f"require({draft.check(*draft.failing(c))})" for c in checksum_checks(step)]
+    return [f"transform({', '.join(arguments)})", *checks]
+
+
+def _is_text(draft: Draft, step: Transform) -> bool:
+    """Whether all that is read and written is text, which needs no conversion."""
+    names = {quote(c.name): c.name for c in draft.catalog.table(step.table).columns}
+    columns = [*(names.get(expression, "") for expression in step.reads), *step.columns]
+    if "" in columns:
+        return False
+    kinds = (draft.catalog.column_type(step.table, column).name for column in columns)
+    return {kind.lower().partition("(")[0] for kind in kinds} <= _TEXTS
+
+
+def _key(draft: Draft, step: Backfill, plan: walks.BackfillPlan) -> tuple[str, ...]:
+    key = draft.catalog.table(step.table).key
+    if not key and (plan.look_back is None or step.using is not None):
+        raise MissingKeyError(str(step.table))
+    joined = step.using is not None or draft.saved(step) is not None
+    name = f"{quote(step.table.name)}." if joined else ""
+    return tuple(f"{name}{quote(column)}" for column in key) or ("ctid",)
+
+
+def _hold(draft: Draft, step: Backfill | InsertRows | DeleteRows) -> str | None:
+    if not step.walk.hold_on:
+        return None
+    return draft.constant("hold while", statements.hold_query(step.table, step.walk.hold_on))
+
+
+def _keep_rows(draft: Draft, table: TableName, saved: str | None) -> list[str]:
+    if saved is None:
+        return []
+    return [f"step({draft.constant('keep rows', kept.keep_rows(table, saved))})"]
+
+
+def _insert(draft: Draft, step: InsertRows) -> list[str]:
+    columns, key = draft.catalog.selected[step.select], draft.catalog.table(step.table).key
+    saved, changed, name = draft.kept_rows(step), draft.changed(step), draft.walk_name(step)
+    assert saved is not None
+    lines = _late_checks(draft, step, _earlier(draft, step), name)
+    lines += _keep_rows(draft, step.table, saved)
+    lines += [] if changed is None else _keep_values(draft, changed)
+    insert = kept.insert_batch(step, columns, saved, changed, key)
+    work = draft.constant(f"insert into {step.table.name}", insert)
+    more = {"relation": draft.constant(f"rows for {step.table.name}", statements.source(step))}
+    more |= walks.options(step.walk, _hold(draft, step))
+    return [*lines, draft.run(name, step.table, tuple(map(quote, step.key)), work, more)]
+
+
+def _delete(draft: Draft, step: DeleteRows) -> list[str]:
+    parts = draft.deletions(step)
+    lines, drops = _indexes_for(draft, step, parts)
+    for place, part in enumerate(parts, 1 - len(parts)):
+        saved = draft.kept_rows(step, abs(place))
+        name = f"delete from {part.table} ({draft.number(step)})"
+        earlier = (*_earlier(draft, step), *parts[: place + len(parts) - 1])
+        lines += _late_checks(draft, part, earlier, name)
+        lines += _keep_rows(draft, part.table, saved)
+        work = draft.constant(f"delete from {part.table.name}", kept.delete_batch(part, saved))
+        left = kept.still_there(part, _not_begun(draft, step))
+        more = {"remaining": draft.constant(f"{part.table.name} left", left)}
+        more |= walks.options(part.walk, _hold(draft, part))
+        key = tuple(map(quote, draft.catalog.table(part.table).key)) or ("ctid",)
+        lines.append(draft.run(name, part.table, key, work, more))
+    return lines + drops
+
+
+def _indexes_for(
+    draft: Draft, step: DeleteRows, parts: Sequence[DeleteRows]
+) -> tuple[list[str], list[str]]:
+    """Lines that build what lets PostgreSQL find the rows that refer to one, and drop it."""
+    builds, drops = list[str](), list[str]()
+    for place, key in enumerate(targets.unindexed(parts, draft.catalog.tables), 1):
+        index = TableName(key.child.schema, f"datamig_{ID}_{draft.number(step)}_{place}")
+        columns = ", ".join(map(quote, key.columns))
+        create = (
+            f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {index.name}\n"
+            f"    ON {key.child.sql} ({columns})"
+        )
+        build = stages.build_index(index.name, key.child, create)
+        builds += [draft.statement(each, once=False) for each in build]
+        drops.append(draft.statement(stages.drop_index(index), once=False))
+    return builds, drops
+
+
+def _keep_in_step(draft: Draft, step: KeepInStep) -> list[str]:
+    name, known = draft.trigger(step), draft.catalog.table(step.table).columns
+    read = statements.columns_read(
+        "\n".join(step.assign.values()),
+        [column.name for column in known],
+        draft.catalog.row(step.table),
+    )
+    types = {c: draft.catalog.column_type(step.table, c).name for c in step.assign}
+    text = statements.trigger_function(step, draft.references(step), name, types)
+    function = draft.constant("trigger function", text)
+    trigger = draft.constant("trigger", statements.trigger(step, name, read))
+    return [f"step({function})", f"step({trigger})"]
+
+
+def _server_is_new_enough(major: int) -> QueryCheck:
+    return QueryCheck(
+        name=f"the server is PostgreSQL {major} or newer",
+        failing="SELECT version()\n"
+        f" WHERE current_setting('server_version_num')::integer < {major}0000",
+    )
+
+
+def _differs_now(figure: Unchanged) -> str:
+    return (
+        "SELECT note AS before, now::text AS now\n"
+        f"  FROM datamig.run, ({figure.value}) AS figure (now)\n"
+        f" WHERE (revision, step) = ('{ID}', {literal(figure.name)})"
+        " AND note IS DISTINCT FROM now::text"
+    )
