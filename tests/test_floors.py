@@ -46,6 +46,7 @@ FLOORS = {
     "inlined_jobs": 4,
     "inlined_rows": 4,
     "migration": 4,
+    "reference_rows": 4,
     "inlined_transform": 5,
     "dropped": 5,
     "kept": 5,
