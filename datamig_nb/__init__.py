@@ -15,6 +15,8 @@ from datamig_nb.checks import (
     no_nulls,
     no_orphans,
     rows_check,
+    same_row_count,
+    same_rows,
     unchanged,
     unique,
 )
@@ -48,6 +50,7 @@ from datamig_nb.patterns import map_values, split_column
 from datamig_nb.preview import Preview, preview
 from datamig_nb.profile import TableProfile, profile
 from datamig_nb.project import create_project
+from datamig_nb.reference_rows import put_rows
 from datamig_nb.rehearsal import Rehearsal
 from datamig_nb.rehearse import rehearse
 from datamig_nb.render import Revision, render
@@ -128,6 +131,7 @@ __all__ = [
     "pause",
     "preview",
     "profile",
+    "put_rows",
     "quarantined",
     "read_revision",
     "rebuild_enum",
@@ -137,6 +141,8 @@ __all__ = [
     "resume",
     "rows_check",
     "runs",
+    "same_row_count",
+    "same_rows",
     "save_html",
     "split_column",
     "sql",

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql
 from datamig_nb import ddl, statements, targets
 from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
 from datamig_nb.compound import ChangeType, CreateTableAs, MergeRows, Swap
-from datamig_nb.database import Column, Database, Table, read_table, run
+from datamig_nb.database import NOT_YET, Column, Database, Table, read_table, run
 from datamig_nb.errors import ExpressionError, MigrationError
 from datamig_nb.migration import CreateEnum, Migration, Step, added_columns, step_table
 from datamig_nb.names import TableName, literal, sqlalchemy_dialect
@@ -25,9 +25,6 @@ from datamig_nb.readable import readable_checks
 from datamig_nb.stages import Found
 from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Sql
 from datamig_nb.transforms import Transform
-
-#: Rows of a table that the migration is going to create.
-NOT_YET = -2
 
 #: What a backfill gives: table, column and expression.
 Given: TypeAlias = tuple[TableName, str, str]

@@ -141,3 +141,23 @@ def unchanged(name: str, value: str) -> Unchanged:
     alone, or where nobody writes.
     """
     return Unchanged(name=name, value=expression_text(value).rstrip("; \n"))
+
+
+def same_row_count(table: str | TableName) -> Unchanged:
+    """A table has as many rows after the migration as before it."""
+    name = TableName.parse(table)
+    return unchanged(f"number of rows of {name}", f"SELECT count(*) FROM {name.sql}")
+
+
+def same_rows(table: str | TableName, *columns: str) -> Unchanged:
+    """The columns hold after the migration what they held before it, in the same rows.
+
+    Name the key among the columns, so that values which change places are seen.  What is compared
+    is the sum of a hash of each row, 64 bits long; the table is read twice.
+    """
+    name = TableName.parse(table)
+    row = ", ".join(map(quote, columns))
+    return unchanged(
+        f"{listed(columns)} of {name}",
+        f"SELECT sum(hashtextextended(ROW({row})::text, 0)) FROM {name.sql}",
+    )

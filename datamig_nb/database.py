@@ -91,6 +91,10 @@ class Reference:
         return self.child == table
 
 
+#: Rows of a table that the migration is going to create.
+NOT_YET = -2
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """A table as the catalog describes it."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,9 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from datamig_nb.alembic_runs import AlembicRun
-from datamig_nb.database import Database, explained, run
+from datamig_nb.database import Database, explained
 from datamig_nb.measure import (
     OTHERS,
-    Growth,
     Hold,
     Kind,
     Measured,
@@ -32,6 +31,7 @@ from datamig_nb.measure import (
 from datamig_nb.names import TableName
 from datamig_nb.plans import plans_of_batches
 from datamig_nb.statements import names_in
+from datamig_nb.totals import Totals, database_size, growths, totals
 
 #: Seconds between two looks; more where one takes longer than a tenth of that.
 LOOK_SECONDS = 0.02
@@ -112,7 +112,7 @@ class Meter:
         self._walks: dict[str, _Walk] = {}
         self._wal: dict[str, int] = {}
         self._looks, self._gap = 0, 0.0
-        self._before = self._after = _Totals()
+        self._before = self._after = Totals()
         self._peak = 0
         self._error: Exception | None = None
 
@@ -158,7 +158,7 @@ class Meter:
             temp_files=after.temp_files - before.temp_files,
             temp_bytes=after.temp_bytes - before.temp_bytes,
             peak_bytes=max(self._peak, after.size) - before.size,
-            growths=_growths(before.sizes, after.sizes),
+            growths=growths(before.sizes, after.sizes),
             holds=tuple(self._holds[key] for key in sorted(self._holds)),
             waits=self.waits,
             plans=plans_of_batches(self._db, before.at),
@@ -180,7 +180,7 @@ class Meter:
             self.began.set()
 
     def _look_on(self, session: sa.Connection) -> None:
-        self._before = _totals(session)
+        self._before = totals(session)
         before = sized = time.monotonic()
         doing, wal, last = "", self._before.wal, False
         while not last:
@@ -196,11 +196,11 @@ class Meter:
             self._looks, self._gap = self._looks + 1, max(self._gap, ended - before)
             before = began
             if began - sized > SIZE_SECONDS:
-                self._peak, sized = max(self._peak, _database_size(session)), began
+                self._peak, sized = max(self._peak, database_size(session)), began
             self.began.set()
             self.ended.wait(0 if last else max(LOOK_SECONDS, 10 * (time.monotonic() - began)))
         self._note_locks((), before, before, before)
-        self._after = _totals(session)
+        self._after = totals(session)
 
     def _note_locks(
         self, locks: Collection[Sequence[str]], before: float, began: float, ended: float
@@ -333,54 +333,6 @@ def _thinned(points: Sequence[Progress]) -> tuple[Progress, ...]:
     return tuple(points[::-1][::every][::-1])
 
 
-# ---------------------------------------------------------------- before and after
-
-#: Bytes of the heap, of indexes and out-of-line values, and dead rows.
-_Size = tuple[int, int, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Totals:
-    """What the server says at one moment."""
-
-    at: float = 0.0
-    wal: int = 0
-    whole_pages: int = 0
-    temp_files: int = 0
-    temp_bytes: int = 0
-    buffers: int = 0
-    size: int = 0
-    sizes: Mapping[str, _Size] = field(default_factory=dict[str, _Size])
-
-
-def _totals(session: sa.Connection) -> _Totals:
-    found = session.execute(sa.text(_TOTALS)).mappings().one()
-    rows = session.execute(sa.text(_SIZES))
-    sizes = {row.name: (row.heap, row.total - row.heap, row.dead) for row in rows}
-    return _Totals(**found, size=_database_size(session), sizes=sizes)
-
-
-def _growths(before: Mapping[str, _Size], after: Mapping[str, _Size]) -> tuple[Growth, ...]:
-    return tuple(
-        Growth(
-            table=name,
-            heap_before=old[0],
-            heap_after=new[0],
-            indexes_before=old[1],
-            indexes_after=new[1],
-            dead_rows=max(0, new[2] - old[2]),
-        )
-        for name in sorted(before.keys() | after.keys())
-        if (old := before.get(name, (0, 0, 0))) != (new := after.get(name, (0, 0, 0)))
-    )
-
-
-def _database_size(session: sa.Connection) -> int:
-    with suppress(DBAPIError):  # a file went away while it was looked at
-        return int(run(session, "SELECT pg_database_size(current_database())").scalar_one())
-    return 0
-
-
 # ---------------------------------------------------------------- SQL
 
 _TABLES_OF_USERS = (
@@ -436,25 +388,4 @@ SELECT step, sum(scanned)::bigint AS scanned, max(batch_rows) AS batch_rows,
        extract(epoch FROM max(heartbeat_at))::float8 AS heard
   FROM datamig.run WHERE part > 0 AND heartbeat_at >= to_timestamp(:since)
  GROUP BY step ORDER BY min(started_at)
-"""
-
-_SIZES = """
-SELECT format('%s.%s', nspname, pg_class.relname) AS name,
-       pg_relation_size(pg_class.oid) AS heap,
-       pg_total_relation_size(pg_class.oid) AS total,
-       coalesce(n_dead_tup, 0) AS dead
-  FROM pg_class
-  JOIN pg_namespace ON pg_namespace.oid = relnamespace
-  LEFT JOIN pg_stat_all_tables ON relid = pg_class.oid
- WHERE relkind IN ('r', 'm')
-   AND nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
-   AND (nspname, pg_class.relname) <> ('datamig', 'run')
-"""
-
-_TOTALS = """
-SELECT extract(epoch FROM clock_timestamp())::float8 AS at,
-       (pg_current_wal_insert_lsn() - '0/0')::bigint AS wal,
-       (SELECT wal_fpi FROM pg_stat_wal) AS whole_pages, temp_files, temp_bytes,
-       (SELECT pg_size_bytes(current_setting('shared_buffers'))) AS buffers
-  FROM pg_stat_database WHERE datname = current_database()
 """

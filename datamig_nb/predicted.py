@@ -10,10 +10,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from datamig_nb import kept, preview_sql, targets
-from datamig_nb.catalog import NOT_YET, Catalog
+from datamig_nb.catalog import Catalog
 from datamig_nb.checks import QueryCheck, RowCheck
 from datamig_nb.compound import CreateTableAs, Exchanged, Swap
-from datamig_nb.database import Column, Table
+from datamig_nb.database import NOT_YET, Column, Table
 from datamig_nb.expressions import expression_text
 from datamig_nb.migration import Migration, Step
 from datamig_nb.names import TableName, literal, quote

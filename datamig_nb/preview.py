@@ -15,8 +15,8 @@ import pandas as pd
 import sqlalchemy as sa
 
 from datamig_nb import preview_hazards, preview_sql
-from datamig_nb.catalog import NOT_YET, Catalog, read_catalog
-from datamig_nb.database import STATEMENT_TIMEOUT_SECONDS, Database, Table, explained, run
+from datamig_nb.catalog import Catalog, read_catalog
+from datamig_nb.database import NOT_YET, STATEMENT_TIMEOUT_SECONDS, Database, Table, explained, run
 from datamig_nb.display import Shown, visible
 from datamig_nb.errors import QueryError
 from datamig_nb.expanded import expanded

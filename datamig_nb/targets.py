@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from alembic.operations import ops
 
 from datamig_nb import dropped, kept
 from datamig_nb.checks import QueryCheck
-from datamig_nb.database import Reference, Table
+from datamig_nb.database import NOT_YET, Reference, Table
 from datamig_nb.errors import MigrationError
 from datamig_nb.expressions import listed
 from datamig_nb.migration import Migration, Step, step_table
@@ -33,7 +34,7 @@ def require(migration: Migration, tables: Tables) -> None:
     ------
     MigrationError
         If a target is no table, nothing overwrites what is to be kept, a foreign key would not be
-        checked or would act unseen, or rows put in could not be found again.
+        checked or would act unseen, or rows that are there could not be found again.
     """
     for number, step in enumerate(migration.steps):
         if isinstance(step, Backfill | InsertRows | DeleteRows | BackUp | KeepInStep):
@@ -44,6 +45,7 @@ def require(migration: Migration, tables: Tables) -> None:
             _require_use(step, migration)
         if isinstance(step, InsertRows):
             _require_key(tables[step.table])
+            _require_unique(step, tables[step.table], migration.steps[:number])
         if isinstance(step, DeleteRows):
             parts, earlier = deletions(step, tables), taken_apart(migration.steps[:number], tables)
             for place, part in enumerate(parts):
@@ -93,6 +95,32 @@ def _require_key(table: Table) -> None:
             " insert_rows() puts in",
             "give it a primary key, or send the INSERT with sql()",
         )
+
+
+def _require_unique(step: InsertRows, table: Table, earlier: Sequence[Step]) -> None:
+    """Refuse an ON CONFLICT over columns of which neither table nor migration has an index."""
+    found = re.match(r"\(([^()]*)\)\s*DO\b", step.on_conflict or "", re.IGNORECASE)
+    columns = {part.strip() for part in found[1].split(",")} if found else set[str]()
+    if not columns or table.estimated_rows == NOT_YET:
+        return
+    is_plain = columns <= {quote(column.name) for column in table.columns}
+    if not is_plain or any({*map(quote, index)} == columns for index in table.unique):
+        return
+    for other in earlier:
+        match other:
+            case Sql():
+                return  # it may make one
+            case ops.CreateUniqueConstraintOp() | ops.CreateIndexOp() | ops.CreatePrimaryKeyOp():
+                if step_table(other) == step.table:
+                    return
+            case _:
+                pass
+    names = ", ".join(sorted(columns))
+    raise MigrationError(
+        f"no unique index of {str(step.table)!r} is over {names}, so ON CONFLICT ({names}) finds no"
+        " row that is there",
+        "put create_unique_constraint() before it, or name the columns of one",
+    )
 
 
 def _require_no_silent_change(step: DeleteRows, tables: Tables, earlier: Sequence[Step]) -> None:

@@ -1,0 +1,110 @@
+"""What belongs to a column whose type changes: default, sequence, comment, grants."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, cast
+
+import psycopg
+import sqlalchemy as sa
+
+from datamig_nb.compound import Exchanged
+from datamig_nb.errors import MigrationError
+from datamig_nb.names import literal, quote
+from datamig_nb.retyped_value import WHOLE, Change, is_volatile, reads_new_columns
+from datamig_nb.statements import columns_read
+from datamig_nb.swaps import renamed
+
+_BELONGING = """
+SELECT attnotnull, attidentity::text, pg_get_expr(adbin, adrelid) AS default,
+       col_description(attrelid, attnum) AS comment,
+       pg_get_serial_sequence(:table, :column) AS sequence,
+       ARRAY(SELECT format('GRANT %s (%I) ON %s TO %s%s', privilege_type, attname, :table,
+                           CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END,
+                           CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+               FROM aclexplode(attacl)) AS grants
+  FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+ WHERE attrelid = to_regclass(:table) AND attname = :column
+"""
+
+_SEQUENCE = """
+SELECT format('START WITH %s INCREMENT BY %s CACHE %s%s', seqstart, seqincrement, seqcache,
+              CASE WHEN seqcycle THEN ' CYCLE' ELSE '' END)
+  FROM pg_sequence WHERE seqrelid = to_regclass(:sequence)
+"""
+
+
+def exchanged(connection: sa.Connection, change: Change, changes: Sequence[Change]) -> Exchanged:
+    """The columns that change places, and what goes along: default, identity, grants."""
+    step = change.step
+    values = {"table": step.table.sql, "column": step.column}
+    row = connection.execute(sa.text(_BELONGING), values).one()
+    identity = None
+    if row.attidentity:
+        options = connection.execute(sa.text(_SEQUENCE), {"sequence": row.sequence}).scalar_one()
+        how = "ALWAYS" if row.attidentity == "a" else "BY DEFAULT"
+        identity = f"GENERATED {how} AS IDENTITY (SEQUENCE NAME {row.sequence} {options})"
+    notes = list(row.grants)
+    if row.comment is not None:
+        at = f"{step.table.sql}.{quote(step.column)}"
+        notes.insert(0, f"COMMENT ON COLUMN {at} IS {literal(row.comment)}")
+    olds = {c.step.column: c.old for c in changes if c.step.table == step.table}
+    forward = renamed(change.value, olds, step.table.name)
+    if reads_new_columns(change, changes):  # of a table whose columns changed places too
+        names = {c.new: c.step.column for c in changes} | {c.step.column: c.old for c in changes}
+        forward = renamed(change.value, names, None)
+    return Exchanged(
+        table=step.table,
+        column=step.column,
+        new=change.new,
+        old=change.old,
+        type=change.type,
+        old_type=change.old_type,
+        keep=step.keep,
+        forward=forward,
+        back=step.back,
+        volatile=change.volatile,
+        not_null=row.attnotnull,
+        old_default=row.default,
+        new_default=None if row.default is None else _new_default(connection, change, row.default),
+        sequence=row.sequence,
+        identity=identity,
+        notes=tuple(notes),
+    )
+
+
+def _new_default(connection: sa.Connection, change: Change, default: str) -> str:
+    """What the expression makes of the default; of a sequence's next number nothing."""
+    step = change.step
+    if {change.bare_type, change.old_type} <= {*WHOLE}:
+        return default
+    others = [column.name for column in change.table.columns if column.name != step.column]
+    text = step.using or quote(step.column)
+    if columns_read(text, others, step.table.name):
+        raise MigrationError(
+            f"{step.column!r} of {str(step.table)!r} has the default {default}, and a default"
+            " cannot read other columns",
+            "take it away with alter_column(…, server_default=None) in a step before",
+        )
+    given = f"CAST({default} AS {change.old_type})"
+    given = re.sub(
+        rf"(?<![\w.\"]){re.escape(quote(step.column))}(?![\w(\"])", lambda _: given, change.pattern
+    )
+    if is_volatile(connection, given) or re.search(r"\bnow\(|\bCURRENT_|\bLOCAL", given, re.I):
+        return given
+    raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    try:
+        with raw.transaction(), raw.cursor() as cursor:
+            cursor.execute(f"SELECT ({given})::text".encode())
+            found = cursor.fetchone()
+            assert found is not None
+            return "NULL" if found[0] is None else f"{literal(found[0])}::{change.type}"
+    except psycopg.Error as error:
+        if error.sqlstate in (None, "42501"):
+            raise
+        raise MigrationError(
+            f"the default {default} of {step.column!r} of {str(step.table)!r} is no value of type"
+            f" {change.type}: {error.diag.message_primary}",
+            "take it away with alter_column(…, server_default=None) in a step before",
+        ) from error
