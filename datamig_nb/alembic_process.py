@@ -183,6 +183,8 @@ def main(words: Sequence[str], environment: Mapping[str, str]) -> None:
         except CommandError as error:
             sys.exit(str(error))
         _place(ScriptDirectory, revisions)
+        # What gives a script writes nothing, whatever sessions the revision opens by itself.
+        os.environ["PGOPTIONS"] = "-c default_transaction_read_only=on"
         seen |= _script(ini, f"{begin or 'base'}:{revision}", url)
         Path(answer).write_text(json.dumps(seen), encoding="utf-8")
         return

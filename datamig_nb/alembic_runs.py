@@ -299,14 +299,18 @@ def _smallest_project(directory: Path, down_revision: str | None) -> Path:
     return ini
 
 
+def identity(database: Database) -> str:
+    """What tells a database from every other, until its server starts anew."""
+    with database.read_only("looking up the database") as connection:
+        return str(connection.execute(sa.text(IDENTITY)).scalar_one())
+
+
 def _environment(database: Database) -> dict[str, str]:
     """Our own environment, in which every address of PostgreSQL is that of the database."""
     url = database.dsn
     found = {name: led_to(url, value) or value for name, value in os.environ.items()}
     for name in [name for name in found if name in _LIBPQ]:
         del found[name]
-    with database.engine.connect() as connection:
-        identity = str(connection.execute(sa.text(IDENTITY)).scalar_one())
     address = database.url.query.get("host"), database.url.query.get("port")
     libpq = {
         "PGHOST": database.url.host or address[0],
@@ -320,7 +324,7 @@ def _environment(database: Database) -> dict[str, str]:
         **found,
         **{name: str(value) for name, value in libpq.items() if value},
         "DATAMIG_REHEARSAL_URL": url,
-        "DATAMIG_REHEARSAL_IDENTITY": identity,
+        "DATAMIG_REHEARSAL_IDENTITY": identity(database),
         "PYTHONDONTWRITEBYTECODE": "1",  # nothing is written in the user's project
         "PYTHONUNBUFFERED": "1",
     }

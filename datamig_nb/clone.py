@@ -6,9 +6,9 @@ The source is only read: by ``CREATE DATABASE … TEMPLATE`` or by ``pg_dump``.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -32,6 +32,8 @@ class Clone(Database):
 
     #: How it was made and what it lacks, in words.
     made: str = ""
+    #: Rows of the source's tables, about, where the copy does not hold them all.
+    source_rows: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @contextmanager
@@ -80,7 +82,7 @@ def _copy(source: Database, clone: Database) -> str:
         _create_alike(source, clone)
         dump_and_restore(source, clone)
         made = "copied with pg_dump and pg_restore"
-    _copy_settings(source, clone)
+    copy_settings(source, clone)
     return made
 
 
@@ -91,7 +93,7 @@ def _copy_across(source: Database, clone: Database) -> str:
     except DBAPIError as error:
         raise _not_made(error) from error
     dump_and_restore(source, clone, "--no-privileges")
-    _copy_settings(source, clone)
+    copy_settings(source, clone)
     return (
         f"copied with pg_dump and pg_restore to the embedded server, PostgreSQL {clone.version},"
         f" since {source.url.username!r} may not create databases on the source's"
@@ -163,7 +165,7 @@ def dump_and_restore(source: Database, clone: Database, *options: str) -> None:
         )
 
 
-def _copy_settings(source: Database, clone: Database) -> None:
+def copy_settings(source: Database, clone: Database) -> None:
     """Give the clone what ALTER DATABASE … SET says of the source: no copy takes it along."""
     name = quote(str(clone.url.database))
     with source.read_only("looking up the database's settings") as connection:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import groupby
 
-from datamig_nb.compound import ChangeType, MergeRows
+from datamig_nb.compound import ChangeType, MergeRows, Swap
 from datamig_nb.database import Database
+from datamig_nb.errors import MigrationError
 from datamig_nb.merged import merge
 from datamig_nb.migration import Migration, Step
 from datamig_nb.retyped import retype
+from datamig_nb.statements import names_in
+from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep
+from datamig_nb.transforms import Transform
 
 
 def expanded(db: Database, migration: Migration) -> Migration:
@@ -31,5 +36,28 @@ def expanded(db: Database, migration: Migration) -> Migration:
                 steps += retype(connection, changes, steps, db.major)
                 continue
             for step in together:
+                _require_types_as_they_are(step, steps)
                 steps += merge(connection, step) if isinstance(step, MergeRows) else [step]
     return Migration(migration.name, *steps)
+
+
+def _require_types_as_they_are(step: Step, earlier: Iterable[Step]) -> None:
+    """An expression is held against the types that the catalog knows, not against new ones."""
+    if not isinstance(step, Backfill | InsertRows | DeleteRows | KeepInStep | Transform | BackUp):
+        return
+    texts = () if isinstance(step, BackUp | KeepInStep | Transform) else step.texts
+    if isinstance(step, Transform):
+        texts = (*step.reads, *step.columns, step.where or "")
+    elif isinstance(step, KeepInStep):
+        texts = tuple(step.assign.values())
+    names = names_in("\n".join(texts)) | {step.table.name}
+    names |= {*step.columns} if isinstance(step, BackUp) else set[str]()
+    names |= {*step.assign} if isinstance(step, Backfill | KeepInStep) else set[str]()
+    for swap in (other for other in earlier if isinstance(other, Swap)):
+        for each in swap.columns:
+            if {each.column, each.table.name} <= names:
+                raise MigrationError(
+                    f"a step behind change_type() reads or sets {each.column!r} of"
+                    f" {str(each.table)!r}: {step}",
+                    "put it before, with the old type, or into a migration of its own",
+                )

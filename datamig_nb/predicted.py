@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql
 from datamig_nb import kept, preview_sql, targets
 from datamig_nb.catalog import NOT_YET, Catalog
 from datamig_nb.checks import QueryCheck, RowCheck
-from datamig_nb.compound import CreateTableAs
+from datamig_nb.compound import CreateTableAs, Exchanged, Swap
 from datamig_nb.database import Column, Table
 from datamig_nb.expressions import expression_text
 from datamig_nb.migration import Migration, Step
@@ -89,7 +89,7 @@ def rows_before(step: Backfill, earlier: Iterable[Step], catalog: Catalog) -> st
     return predicted_rows(step.table, before, catalog)
 
 
-def predicted_rows(name: TableName, steps: Iterable[Step], catalog: Catalog) -> str:
+def predicted_rows(name: TableName, steps: Sequence[Step], catalog: Catalog) -> str:
     """The table's rows as these steps would leave them; rows put in are left out."""
     table = catalog.table(name)
     new = catalog.added.get(name, {})
@@ -115,7 +115,18 @@ def predicted_rows(name: TableName, steps: Iterable[Step], catalog: Catalog) -> 
             for column, text in step.assign.items():
                 before = assign.get(column, quote(column))
                 assign[column] = _value(step, column, text, before, catalog)
-    return preview_sql.predicted(table, assign, rows)
+    rows = preview_sql.predicted(table, assign, rows)
+    changed = {each.column: quote(each.new) for each in changed_types(name, steps)}
+    if not changed:
+        return rows
+    columns = (*table.columns, *(_column(c) for c in assign if not table.has(c)))
+    return preview_sql.predicted(replace(table, columns=columns), changed, rows)
+
+
+def changed_types(name: TableName, steps: Iterable[Step]) -> list[Exchanged]:
+    """The columns of a table that get another type."""
+    swaps = [step for step in steps if isinstance(step, Swap)]
+    return [each for swap in swaps for each in swap.columns if each.table == name]
 
 
 def joined(step: Backfill, rows: str) -> tuple[Backfill, str]:

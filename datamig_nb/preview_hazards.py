@@ -16,7 +16,7 @@ from datamig_nb.database import Table, run
 from datamig_nb.expressions import listed
 from datamig_nb.migration import Migration, Step, step_table
 from datamig_nb.names import TableName, quote
-from datamig_nb.predicted import foreseen, predicted_rows, rows_told
+from datamig_nb.predicted import changed_types, foreseen, predicted_rows, rows_told
 from datamig_nb.sequence import freed
 from datamig_nb.steps import Backfill, DeleteRows, InsertRows
 from datamig_nb.transforms import Transform
@@ -143,6 +143,7 @@ def predicted(
         conditions += _of_migration(migration, name) + _of_table(connection, table, filled)
     computed = {column for step in _computing(migration, name) for column in step.columns}
     computed |= {c for s in migration.backfills if not foreseen(s, catalog) for c in s.assign}
+    computed |= {c.column for c in changed_types(name, migration.steps) if c.new in computed}
     conditions = [c for c in conditions if not statements.names_in(c.failing) & computed]
     rows = predicted_rows(name, migration.steps, catalog)
     found: list[Hazard] = []

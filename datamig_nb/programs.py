@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from datamig_nb.database import Database
+from datamig_nb.names import TableName, quote
 
 
 def address(db: Database) -> list[str]:
@@ -18,3 +19,8 @@ def environment(db: Database) -> dict[str, str]:
     """The environment for such a program, with the password."""
     password = {"PGPASSWORD": str(db.url.password)} if db.url.password else {}
     return {**os.environ, "LC_ALL": "C", **password}
+
+
+def table_pattern(name: TableName) -> str:
+    """A table as pg_dump takes it: quoted, for else its name would be a pattern."""
+    return f"{quote(name.schema) if name.schema else '*'}.{quote(name.name)}"

@@ -35,6 +35,8 @@ from datamig_nb.measure import Measured
 from datamig_nb.meter import measuring
 from datamig_nb.migration import Migration, added_columns
 from datamig_nb.names import TableName
+from datamig_nb.places import Place, kind, place
+from datamig_nb.progress import live_line
 from datamig_nb.rehearsal import Rehearsal, Stage
 from datamig_nb.render import Revision
 from datamig_nb.revision_file import read_revision
@@ -71,9 +73,14 @@ def rehearse(
 ) -> Rehearsal:
     """Run the revision on a copy of the database: upgrade, checks, downgrade, upgrade.
 
-    The clone lies on the same server and is dropped at the end.  Compared are every table's
-    values, column by column, and the schema as pg_dump writes it: after the upgrade, all that the
-    migration must not touch; after the downgrade, everything.
+    Compared are every table's values, column by column, and the schema as pg_dump writes it: after
+    the upgrade, all that the migration must not touch; after the downgrade, everything.
+
+    A revision that was rendered for an Alembic project runs in it, with its history, its settings
+    and its ``env.py``, which SQLAlchemy leads to the copy whatever address it finds; the copy is
+    brought to where the revision begins first.  Nothing is written in the project.  A session
+    that ``env.py`` or the revision opens without SQLAlchemy is not led, and gets no address but
+    the copy's from the environment.
 
     Parameters
     ----------
@@ -83,11 +90,20 @@ def rehearse(
         What must hold after the upgrade, beside the migration's own checks.  They may read
         ``datamig_before.TABLE``: the table as it was before the upgrade.
     on
-        ``"clone"``.
+        ``"clone"``: all of the database, on the same server, or on the embedded one where the role
+        may not create databases.  ``"sample"``: a referentially whole part of it on the embedded
+        server; needs no more than SELECT.  A URL or a database: staging, which is written and left
+        upgraded.
+    fraction, rows
+        How much of each table a sample takes: a share up to 1, or a number of rows (10,000 unless
+        told otherwise).
+    confirm
+        What must be said before staging is written: ``"write to"`` and the database's name.
     faults
         Names of faults to try as well, each on a copy of its own: see ``FAULTS``.
     progress
         Called with the name of each stage as it begins, and with each line that Alembic logs.
+        Where none is given they are shown in one line, if somebody is looking on.
 
     Raises
     ------
@@ -105,14 +121,17 @@ def rehearse(
         raise RehearsalError(
             f"there is no fault {unknown[0]!r}", f"choose from {', '.join(FAULTS) or '(none)'}"
         )
-    if on != "clone" or (fraction, rows, confirm) != (None, None, None):
-        raise RehearsalError(f"a rehearsal on {on!r} is not there yet", 'use on="clone"')
-    work = _Work(source=db, revision=revision, progress=progress or (lambda _: None))
-    try:
-        with work.copied(), runner_for(revision, work.copy, work.tell) as work.runner:
+    where = kind(on)
+    if faults and where == "staging":
+        raise RehearsalError(
+            "faults are tried on copies, which a staging database is not",
+            'leave them out, or rehearse with on="clone" on that server',
+        )
+    given = place(db, revision, on, fraction=fraction, rows=rows, confirm=confirm)
+    with live_line() as line:
+        work = _Work(source=db, revision=revision, progress=progress or line)
+        with suppress(_StoppedError), work.copied(where, given), work.placed():
             _carry_out(work, tuple(faults))
-    except _StoppedError:
-        pass
     return Rehearsal(
         revision=revision,
         digest=revision.digest,
@@ -121,7 +140,7 @@ def rehearse(
         stages=tuple(work.stages),
         validation=work.validation,
         verdict=work.verdict,
-        on="clone",
+        on=where,
         hazards=tuple(work.hazards),
         faults=tuple(work.faults),
         measured=tuple(work.measured),
@@ -144,6 +163,8 @@ class _Work:
     source: Database
     revision: Revision
     progress: Callable[[str], None]
+    #: Name of the stage under way.
+    under_way: str = "prepare"
     copy: Clone = field(init=False)
     runner: Runner = field(init=False)
     #: All tables with their columns before the upgrade, and those that the migration touches.
@@ -167,23 +188,29 @@ class _Work:
     forecast: Forecast | None = None
 
     @contextmanager
-    def copied(self) -> Generator[None]:
+    def copied(self, where: Place, given: AbstractContextManager[Clone]) -> Generator[None]:
         """The copy that the rehearsal runs on, and the stage that tells of it."""
-        self.progress("clone")
+        self.progress(where)
         started = time.monotonic()
-        with cloned(self.source, self.revision.id) as self.copy:
+        with given as self.copy:
             seconds = time.monotonic() - started
-            self.stages.append(
-                Stage(name="clone", passed=True, seconds=seconds, detail=self.copy.made)
-            )
+            made = Stage(name=where, passed=True, seconds=seconds, detail=self.copy.made)
+            self.stages.append(made)
+            yield
+
+    @contextmanager
+    def placed(self) -> Generator[None]:
+        """Alembic for the revision on the copy."""
+        with runner_for(self.revision, self.copy, self.tell) as self.runner:
             yield
 
     def tell(self, line: str) -> None:
         """Tell a line that belongs to the stage under way."""
-        self.progress(line)
+        self.progress(f"{self.under_way}: {line}")
 
     def stage(self, name: str, work: Callable[[], str]) -> None:
         """Do the work and note it; what it returns is the detail, what it raises ends all."""
+        self.under_way = name
         self.progress(name)
         started = time.monotonic()
         try:
@@ -216,6 +243,9 @@ class _Work:
 
 def _carry_out(work: _Work, faults: tuple[str, ...]) -> None:
     beginning = work.runner.prepare()
+    if beginning.said:
+        made = work.stages[0]
+        work.stages[0] = replace(made, detail=f"{made.detail}; {beginning.said}")
     work.without = (beginning.version_table,)
     tables = user_tables(work.copy)
     hidden = beginning.version_table
@@ -285,7 +315,7 @@ def _up_and_down(work: _Work, before: Snapshot, *, keep: bool) -> None:
 
     work.stage("upgrade", lambda: upgrade("upgrade"))
     here = {str(name): rows for name, rows in work.sizes.items()}
-    work.forecast = forecast(work.measured[0], here, here)
+    work.forecast = forecast(work.measured[0], here, {**here, **work.copy.source_rows})
     work.stage("checks", lambda: _checks(work))
     work.stage(
         "what was changed" if _allowed(work) is None else "everything else unchanged",
@@ -334,6 +364,8 @@ def _allowed(work: _Work) -> Callable[[TableName, str], bool] | None:
 
 def _counted(work: _Work, before: Snapshot, found: Sequence[tuple[TableName, str]]) -> str:
     """What differs from before, in words, with the number of rows where it can be counted."""
+    if work.stages[0].name != "clone":  # elsewhere there is nothing to make another copy of
+        return ", ".join(in_words(*each) for each in found)
     said: list[str] = []
     # The copy is what it was made of no more; the source still is, unless somebody wrote there.
     with cloned(work.source, f"{work.revision.id}_compared") as pristine:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from datamig_nb.database import Database, read_table, run
 from datamig_nb.errors import RehearsalError
 from datamig_nb.names import TableName, quote
-from datamig_nb.programs import address, environment
+from datamig_nb.programs import address, environment, table_pattern
 from datamig_nb.server import binaries
 
 #: Stands for a column: how many rows the table has.
@@ -82,16 +82,24 @@ def hash_columns(db: Database, name: TableName, columns: tuple[str, ...]) -> dic
     """
     with db.read_only(f"hashing {name}", timeout_seconds=3600) as connection:
         key = read_table(connection, name).key
-        by_key = key and {*key} <= {*columns}
-        groups = {c: (*key, c) for c in columns} if by_key else {"row": columns}
-        sums = "".join(
-            f",\n       coalesce(sum(hashtextextended(ROW({', '.join(map(quote, group))})::text, 0)"
-            f"::numeric), 0)::text AS h{number}"
-            for number, group in enumerate(groups.values())
-        )
-        statement = f"SELECT count(*)::text AS row_count{sums}\n  FROM ONLY {name.sql}"
-        found = run(connection, statement).one()
-    return {ROWS: found[0], **dict(zip(groups, found[1:], strict=True))}
+        hashed, item = {"row": _ROW_HASH.format(_row(columns))}, f"ONLY {name.sql}"
+        if key and {*key} <= {*columns}:
+            # The key is hashed once a row, and is the seed of each column's hash.
+            hashed = {column: _COLUMN_HASH.format(quote(column)) for column in columns}
+            key_hash = f"hashtextextended({_row(key)}::text, 0) AS datamig_key"
+            item = f"(SELECT *, {key_hash}\n          FROM {item} OFFSET 0) AS keyed"
+        values = "".join(f",\n       coalesce({each}::text, '')" for each in hashed.values())
+        found = run(connection, f"SELECT count(*)::text{values}\n  FROM {item}").one()
+    return {ROWS: found[0], **dict(zip(hashed, found[1:], strict=True))}
+
+
+def _row(columns: Iterable[str]) -> str:
+    return f"ROW({', '.join(map(quote, columns))})"
+
+
+# Rows with a key are all different, so none cancels another out.
+_COLUMN_HASH = "bit_xor(hashtextextended({}::text, datamig_key))"
+_ROW_HASH = "sum(hashtextextended({}::text, 0)::numeric)"
 
 
 def differing(before: Snapshot, after: Snapshot) -> tuple[tuple[TableName, str], ...]:
@@ -175,7 +183,7 @@ def _dump_schema(db: Database, without: Collection[TableName]) -> str:
             "--schema-only",
             "--exclude-schema=datamig",
             "--exclude-schema=datamig_before",
-            *(f"--exclude-table={_pattern(name)}" for name in without),
+            *(f"--exclude-table={table_pattern(name)}" for name in without),
             *address(db),
         ],
         env=environment(db),
@@ -190,11 +198,6 @@ def _dump_schema(db: Database, without: Collection[TableName]) -> str:
         )
     # \restrict carries a random word; comments carry versions.
     return re.sub(r"^(\\(un)?restrict .*|--.*)\n", "", result.stdout, flags=re.MULTILINE)
-
-
-def _pattern(name: TableName) -> str:
-    """A table as pg_dump wants it: quoted, or its name is a pattern in small letters."""
-    return f"{quote(name.schema) if name.schema else '*'}.{quote(name.name)}"
 
 
 _CHILDREN = """

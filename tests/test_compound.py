@@ -154,6 +154,10 @@ def test_what_the_new_type_cannot_take_along_is_refused_with_its_name(database: 
         ([dm.change_type("item", "day", "date")], "^view seen reads 'day' of 'item'"),
         ([dm.change_type("item", "at", "timestamptz")], "depend on the time zone of the session"),
         (
+            [dm.change_type("item", "at", "date"), dm.backfill("item", {"day": "at::text"})],
+            "^a step behind change_type\\(\\) reads or sets 'at' of 'item'",
+        ),
+        (
             [dm.change_type("item", "id", "text")],
             "foreign key 'part_item_id_fkey' joins id of item to",
         ),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from datamig_nb.checks import rows_check
+from datamig_nb.clone import cloned
 from datamig_nb.clones import PREFIX
 from datamig_nb.database import Database
+from datamig_nb.errors import RehearsalError
 from datamig_nb.migration import Migration, Step
 from datamig_nb.operations import add_column
 from datamig_nb.patterns import split_column
@@ -56,7 +59,9 @@ def shop(samples: Database) -> Iterator[Database]:
     """A small database, of which no rehearsal may change anything."""
     with scratch_database(samples) as made:
         query(made, SHOP)
+        before = everything(made)
         yield made
+        assert everything(made) == before  # nothing was changed by whatever failed or was stopped
 
 
 def everything(database: Database) -> list[Any]:
@@ -337,7 +342,119 @@ def test_other_columns_of_partitions_must_not_change(shop: Database) -> None:
     assert "public.sale_rest.id" in rehearsal.summary
 
 
+# ---------------------------------------------------------------- the user's own project
+
+
+STRAY = """\
+        import os
+
+        import psycopg
+        import sqlalchemy as sa
+
+        for address in (os.environ["SHOP_URL"], {dsn!r}):
+            with sa.create_engine(address).begin() as stray:
+                stray.execute(sa.text("UPDATE customer SET score = score + 1000"))
+        with psycopg.connect() as stray:
+            stray.execute("DELETE FROM log")
+        finish()
+"""
+
+
+def test_revision_that_connects_by_itself_reaches_the_clone_only(
+    shop: Database, split: Revision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOP_URL", shop.dsn)
+    monkeypatch.setenv("PGDATABASE", str(shop.url.database))
+    before = everything(shop)
+    revision = edited(split, "        finish()\n", STRAY.format(dsn=shop.dsn))
+    rehearsal = rehearse(shop, revision)
+
+    assert rehearsal.summary == (
+        "FAILED at everything else unchanged: differs from before: public.customer.score in 300"
+        " rows, the number of rows of public.log (was 20), public.log.row"
+    )
+    assert everything(shop) == before
+
+
+def test_clone_of_a_source_that_is_behind_is_brought_to_where_the_revision_begins(
+    shop: Database, tmp_path: Path
+) -> None:
+    project = make_project(tmp_path / "project", "async")
+    project.add_plain("aaaaaa", "SELECT 1 / 0")
+    project.add_plain("bbbbbb", "UPDATE customer SET score = 7", down="aaaaaa")
+    revision = render(shop, SPLIT, alembic=project.ini)
+    files = sorted(project.directory.rglob("*"))
+
+    with cloned(shop, "behind") as source:
+        assert project.alembic(source, "stamp", "aaaaaa").code == 0
+        files = sorted(project.directory.rglob("*"))
+        rehearsal = rehearse(source, revision)
+
+    assert rehearsal.passed, rehearsal.summary
+    assert rehearsal.stages[0].detail == "copied by the server; upgraded from aaaaaa to bbbbbb"
+    assert sorted(project.directory.rglob("*")) == files  # nothing is written there
+
+
+def test_project_that_connects_elsewhere_is_refused_before_anything_runs(
+    shop: Database, tmp_path: Path
+) -> None:
+    project = make_project(tmp_path / "project")
+    elsewhere = f"poolclass=pool.NullPool, creator=lambda: psycopg.connect({_libpq(shop)!r})"
+    text = project.env.read_text().replace("poolclass=pool.NullPool", elsewhere)
+    project.env.write_text(f"import psycopg\n{text}")
+
+    with pytest.raises(RehearsalError, match="connects to another database"):
+        rehearse(shop, render(shop, SPLIT, alembic=project.ini))
+
+    assert clones(shop) == []
+
+
+def _libpq(database: Database) -> str:
+    return database.url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+# ---------------------------------------------------------------- staging
+
+
+def test_staging_is_written_only_when_that_is_said_and_left_upgraded(
+    shop: Database, samples: Database, tmp_path: Path
+) -> None:
+    project = make_project(tmp_path / "project")
+    revision = render(shop, SPLIT, alembic=project.ini)
+    with scratch_database(samples, str(shop.url.database)) as staging:
+        word = f"write to {staging.url.database}"
+        before = everything(staging)
+        with pytest.raises(RehearsalError, match=f"say confirm='{word}'"):
+            rehearse(shop, revision, on=staging, confirm="yes")
+        assert everything(staging) == before
+
+        rehearsal = rehearse(shop, revision, on=staging.dsn, confirm=word)
+
+        assert query(staging, "SELECT version_num FROM alembic_version") == [revision.id]
+        assert query(staging, "SELECT count(last_name) FROM customer") == [300]
+    assert (rehearsal.passed, rehearsal.on) == (True, "staging")
+    assert [stage.name for stage in rehearsal.stages] == ["staging", *STAGES[1:]]
+    with pytest.raises(RehearsalError, match="is the source itself"):
+        rehearse(shop, revision, on=shop.dsn, confirm=f"write to {shop.url.database}")
+
+
 # ---------------------------------------------------------------- when it cannot be carried out
+
+
+def test_interrupt_kills_alembic_and_drops_the_clone(shop: Database, split: Revision) -> None:
+    waiting = edited(
+        split, "        finish()\n", '        execute("SELECT pg_sleep(600)")\n        finish()\n'
+    )
+
+    def interrupt(line: str) -> None:
+        if "Running upgrade" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rehearse(shop, waiting, progress=interrupt)
+
+    assert clones(shop) == []
+    assert query(shop, "SELECT count(*) FROM pg_stat_activity WHERE datname LIKE '%clone%'") == [0]
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, ValueError])

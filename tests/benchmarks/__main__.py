@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from datamig_nb.database import Database, connect
 
-_ALL = ("backfill", "cases", "forecast", "latency", "scale", "profile", "transform")
+_ALL = ("backfill", "cases", "forecast", "latency", "scale", "profile", "rehearsal", "transform")
 
 
 @contextmanager
