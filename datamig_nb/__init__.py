@@ -19,7 +19,7 @@ from datamig_nb.checks import (
     unique,
 )
 from datamig_nb.clones import Clones, clones, drop_clones
-from datamig_nb.composed import drop_columns, drop_tables, fill_new_column, fill_nulls
+from datamig_nb.composed import drop_columns, drop_tables, fill_new_column, fill_nulls, rebuild_enum
 from datamig_nb.compound import change_type, create_table_as, merge_rows
 from datamig_nb.database import Database, connect, guide_database
 from datamig_nb.errors import DatamigError
@@ -130,6 +130,7 @@ __all__ = [
     "profile",
     "quarantined",
     "read_revision",
+    "rebuild_enum",
     "rehearse",
     "rename_table",
     "render",

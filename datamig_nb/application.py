@@ -17,7 +17,7 @@ from typing import TypeAlias
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from datamig_nb.database import Database, Table, run
+from datamig_nb.database import Database, Table, explained, run
 from datamig_nb.display import counted
 from datamig_nb.errors import UnknownTableError
 from datamig_nb.expressions import listed
@@ -110,7 +110,8 @@ class Writer(threading.Thread):
     def run(self) -> None:
         """Write until the end; the work of the thread."""
         try:
-            with self._database.engine.connect() as connection:
+            url, engine = self._database.url, self._database.engine
+            with explained("writing beside the upgrade", url), engine.connect() as connection:
                 while not self._ended.is_set():
                     self._transaction(connection)
                     self._ended.wait(PAUSE_SECONDS)

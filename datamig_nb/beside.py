@@ -7,15 +7,17 @@ import re
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 from datamig_nb.alembic_runs import AlembicRun, Running
 from datamig_nb.application import Writer, as_others
-from datamig_nb.database import Database, Table, run
+from datamig_nb.database import Database, Table, explained, run
 from datamig_nb.display import counted
+from datamig_nb.errors import QueryError
 from datamig_nb.meter import measuring
 from datamig_nb.migration import Migration, Step
 from datamig_nb.names import TableName, quote
@@ -66,7 +68,8 @@ def lock(scene: Scene) -> FaultResult:
         if not tables:
             return _nothing("lock", began, "the migration writes to no table that was there before")
         table, limit = tables[0], lock_timeout(scene.runner.revision.text)
-        with as_others(copy).engine.connect() as holder:
+        others = as_others(copy)
+        with explained("holding a lock", copy.url), others.engine.connect() as holder:
             _change_a_row(holder, table)
             with measuring(copy) as meter, _reading(copy, table), scene.start(copy) as running:
                 if _waits(copy, running):
@@ -111,7 +114,8 @@ def _reading(copy: Database, table: Table) -> Generator[None]:
     def read() -> None:
         with as_others(copy).engine.connect() as connection:
             while not ended.wait(4 * LOOK_SECONDS):
-                run(connection, f"SELECT FROM {table.name.sql} LIMIT 1")
+                with suppress(DBAPIError):  # dropped, or renamed
+                    run(connection, f"SELECT FROM {table.name.sql} LIMIT 1")
                 connection.rollback()
 
     thread = threading.Thread(target=read, daemon=True)
@@ -264,8 +268,12 @@ def _stale(copy: Database, step: Backfill) -> int:
         f"SELECT count(*) FROM {step.table.sql} WHERE ({step.where or 'TRUE'})"
         f" AND ROW({held})::text IS DISTINCT FROM ROW({given})::text"
     )
-    with copy.read_only("holding rows against their expressions") as connection:
+    with (
+        suppress(QueryError),  # the upgrade dropped what the expressions read
+        copy.read_only("holding rows against their expressions") as connection,
+    ):
         return int(run(connection, query).scalar_one())
+    return 0
 
 
 def _what_they_did(at_work: Sequence[Writer]) -> str:

@@ -52,6 +52,8 @@ class Catalog:
     misfits: Mapping[Given, str] = field(default_factory=dict["Given", str])
     #: What the schema steps need to know, by their number in the migration, from 0.
     found: Mapping[int, Found] = field(default_factory=dict[int, Found])
+    #: Names of the enum types that the migration makes.
+    enums: frozenset[str] = frozenset()
     #: That Python can hold what transforms read.
     readable: tuple[RowCheck, ...] = ()
 
@@ -99,7 +101,7 @@ class Catalog:
 
     def reads_made(self, *texts: str) -> bool:
         """Whether an expression names what the migration is yet to make."""
-        made = {column for columns in self.added.values() for column in columns}
+        made = {column for columns in self.added.values() for column in columns} | self.enums
         made |= {
             name.name for name, known in self.tables.items() if known.estimated_rows == NOT_YET
         }
@@ -170,6 +172,7 @@ def read_catalog(db: Database, migration: Migration) -> Catalog:
             major=db.major,
             tables={name: made.get(name) or read_table(connection, name) for name in names},
             added=added_columns(migration),
+            enums=frozenset(s.name.name for s in migration.steps if isinstance(s, CreateEnum)),
         )
         catalog = replace(catalog, tables=_with_children(connection, catalog.tables, migration))
         _require_absent(catalog)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
+from hashlib import sha256
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
 
 from datamig_nb.checks import no_nulls
+from datamig_nb.compound import change_type
 from datamig_nb.expressions import Expression, expressions
-from datamig_nb.migration import Step
-from datamig_nb.names import TableName, quote
-from datamig_nb.operations import add_column, alter_column, drop_column, drop_table
+from datamig_nb.migration import Step, Steps
+from datamig_nb.names import TableName, literal, quote
+from datamig_nb.operations import (
+    add_column,
+    alter_column,
+    create_enum,
+    drop_column,
+    drop_table,
+    sql,
+)
 from datamig_nb.steps import back_up, backfill
 
 
@@ -93,4 +103,56 @@ def drop_tables(*tables: str, keep: bool = True) -> tuple[Step, ...]:
         name = TableName.parse(table)
         steps += [back_up(table)] if keep else []
         steps.append(drop_table(name.name, schema=name.schema))
+    return tuple(steps)
+
+
+def rebuild_enum(
+    type_: str,
+    columns: Mapping[str, str],
+    labels: Sequence[str],
+    *,
+    mapping: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[Steps, ...]:
+    """Give an enum type other labels, or another order, for the columns that are of it.
+
+    A new type is made and the columns change to it in batches and a short swap, with defaults and
+    indexes; then it takes the name of the old one, which goes to the schema ``datamig`` for the way
+    back.  To add a label, or to rename one, ``ALTER TYPE`` by :func:`sql` is enough.
+
+    Parameters
+    ----------
+    columns
+        Table -> its column of that type: all that there are.
+    labels
+        The labels of the type afterwards, in their order.
+    mapping
+        Label that goes -> one that stays.  Which rows had it is kept.
+    """
+    old = TableName.parse(type_)
+    new = TableName(old.schema, f"{old.name}_new")
+    aside = TableName("datamig", f"{old.name}_{sha256(repr(labels).encode()).hexdigest()[:8]}")
+    steps: list[Steps] = [create_enum(str(new), *labels)]
+    whens = " ".join(f"WHEN {literal(a)} THEN {literal(b)}" for a, b in mapping.items())
+    gone = ", ".join(map(literal, mapping))
+    for table, column in columns.items():
+        name = quote(column)
+        mapped = f"CASE {name}::text {whens} ELSE {name}::text END" if mapping else f"{name}::text"
+        if mapping:
+            one_of = f"{name}::text IN ({gone})"
+            steps.append(back_up(table, column))
+            steps.append(backfill(table, {column: f"({mapped})::{old.sql}"}, where=one_of))
+        back = f"{name}::text::{old.sql}"
+        steps.append(change_type(table, column, new.sql, using=mapped, keep=False, back=back))
+    moved, named = TableName(old.schema, aside.name), quote(old.name)
+    steps.append(
+        sql(
+            f"DO $$ BEGIN\n    ALTER TYPE {old.sql} RENAME TO {quote(aside.name)};\n"
+            f"    ALTER TYPE {moved.sql} SET SCHEMA datamig;\n"
+            f"    ALTER TYPE {new.sql} RENAME TO {named};\nEND $$",
+            undo=f"DO $$ BEGIN\n    ALTER TYPE {old.sql} RENAME TO {quote(new.name)};\n"
+            f"    ALTER TYPE {aside.sql} SET SCHEMA {quote(old.schema or 'public')};\n"
+            f"    ALTER TYPE {moved.sql} RENAME TO {named};\nEND $$",
+            name=f"give the new type the name {old}",
+        )
+    )
     return tuple(steps)

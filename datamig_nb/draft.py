@@ -54,6 +54,11 @@ _ASKS_TYPES = 16
 # Types whose values are texts to Python too.
 _TEXTS = {"text", "varchar", "character varying"}
 
+# Words that no name ends with: something would follow.
+_LINKS = set(
+    "a an and are as at by every for from has have if in into is no not of on or the to".split()
+)
+
 # An expression that needs no constant.
 _SHORT = re.compile(r"[\w.]{1,63}|'[^'\\\s]{0,20}'")
 
@@ -68,6 +73,8 @@ class Draft:
     constants: list[str] = field(default_factory=list[str])
     #: Name of the constant of each expression, by its text.
     expressions: dict[str, str] = field(default_factory=dict[str, str])
+    #: Name of each constant, by its statement.
+    _constants: dict[str, str] = field(default_factory=dict[str, str])
     #: Names that are taken, those of the inlined functions and constants first.
     _names: set[str] = field(
         default_factory=lambda: {name for module in INLINED for name in vars(module)}
@@ -96,10 +103,14 @@ class Draft:
     # ------------------------------------------------ constants
 
     def constant(self, wish: str, statement: str) -> str:
-        """Add a statement as a constant with a name like ``wish``; give the name."""
-        name = self._new_name(wish)
-        self.constants.append(statement_constant(name, self._referring(statement)))
-        return name
+        """Add a statement as a constant with a name like ``wish``; give the name.
+
+        A statement that is a constant already gets no second one.
+        """
+        if statement not in self._constants:
+            name = self._constants[statement] = self._new_name(wish)
+            self.constants.append(statement_constant(name, self._referring(statement)))
+        return self._constants[statement]
 
     def _referring(self, text: str) -> str:
         """The text with references in the place of the expressions that are constants."""
@@ -137,8 +148,9 @@ class Draft:
 
     def _new_name(self, wish: str) -> str:
         words = re.findall(r"[a-z0-9]+", wish.lower())
-        while len("_".join(words)) > 45:
-            words.pop()
+        if len("_".join(words)) > 45:
+            while len("_".join(words)) > 45 or words[-1] in _LINKS:
+                words.pop()
         base = "_".join(words).upper() or "STATEMENT"
         base = f"THE_{base}" if base[0].isdigit() else base
         name, number = base, 2
@@ -226,7 +238,25 @@ class Draft:
                 assert not isinstance(step, ChangeType | MergeRows)  # taken apart before
                 found = self.catalog.found[self._number(step) - 1]
                 sent = schema.upgrade_statements(step, found)
+                if isinstance(step, ops.AlterColumnOp) and step.modify_nullable is False:
+                    return self._set_not_null(step, found, sent)
                 return [self._statement(each, once=_takes_away(step)) for each in sent]
+
+    def _set_not_null(
+        self, step: ops.AlterColumnOp, found: stages.Found, sent: Sequence[Statement]
+    ) -> list[str]:
+        """The lines of a step that makes a column NOT NULL, whose stages are one call."""
+        table, column = step_table(step), step.column_name
+        staged = stages.set_not_null(table, column, found.key)
+        at, once = sent.index(staged[0]), _takes_away(step)
+        validates = next(each.validates for each in staged if each.validates is not None)
+        names = [table.sql, quote(column), quote(stages.not_null_name(column))]
+        arguments = [*map(_text, names), self.check(*validates)]
+        return [
+            *(self._statement(each, once=once) for each in sent[:at]),
+            f"set_not_null({', '.join(arguments)})",
+            *(self._statement(each, once=once) for each in sent[at + len(staged) :]),
+        ]
 
     def _swap(self, step: Swap) -> list[str]:
         comes = {(each.table, each.new) for each in step.columns}

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from datamig_nb.alembic_runs import AlembicRun
-from datamig_nb.database import Database, run
+from datamig_nb.database import Database, explained, run
 from datamig_nb.measure import (
     OTHERS,
     Growth,
@@ -172,7 +172,7 @@ class Meter:
     def look_on(self) -> None:
         """Look until the end; the work of the meter's thread."""
         try:
-            with self._db.engine.connect() as connection:
+            with explained("measuring", self._db.url), self._db.engine.connect() as connection:
                 self._look_on(connection.execution_options(isolation_level="AUTOCOMMIT"))
         except BaseException as error:
             self._error = error

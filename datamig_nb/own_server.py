@@ -72,9 +72,11 @@ class OwnServer:
 
     def stop(self) -> None:
         """Let go of it, and wait for its end."""
-        data, postmaster = self._running
+        with suppress(ServerStartError):  # it is gone already
+            data, postmaster = self._running
+            stop_server(self.home)
+            _wait_until(lambda: not serves(postmaster, data))
         stop_server(self.home)
-        _wait_until(lambda: not serves(postmaster, data))
 
     def limit_files(self, size: int | None) -> None:
         """Let no file grow beyond so many bytes, in sessions that begin from now on.

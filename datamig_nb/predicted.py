@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -70,7 +70,7 @@ def foreseen(step: Backfill | InsertRows | DeleteRows, catalog: Catalog) -> bool
     tables = [name for name, known in catalog.tables.items() if known.estimated_rows == NOT_YET]
     if step.table in tables and not isinstance(step, InsertRows):
         return False
-    made = {name.name for name in tables}
+    made = {name.name for name in tables} | catalog.enums
     for table, columns in catalog.added.items():
         if isinstance(step, InsertRows) or table != step.table:
             made |= {*columns} - {*catalog.added.get(step.table, ())}
@@ -93,7 +93,7 @@ def predicted_rows(name: TableName, steps: Sequence[Step], catalog: Catalog) -> 
     """The table's rows as these steps would leave them; rows put in are left out."""
     table = catalog.table(name)
     new = catalog.added.get(name, {})
-    assign = {column: _initial(made) for column, made in new.items()}
+    assign = {column: _initial(made, catalog.enums) for column, made in new.items()}
     rows = name.sql
     for step in steps:
         if not isinstance(step, Backfill | DeleteRows) or step.table != name:
@@ -211,12 +211,13 @@ def _column(name: str) -> Column:
     return Column(name=name, type="", not_null=False, length=None, generated=False)
 
 
-def _initial(column: sa.Column[Any]) -> str:
+def _initial(column: sa.Column[Any], enums: Collection[str] = ()) -> str:
     """What a new column holds before anything fills it."""
     default = getattr(column.server_default, "arg", None)
     text = "NULL" if default is None else expression_text(default)
     if isinstance(default, str):
         text = literal(default)
-    if isinstance(column.type, sa.Enum):  # the migration may make the type itself
+    type = column.type.compile(dialect=postgresql.dialect())
+    if isinstance(column.type, sa.Enum) or names_in(type) & {*enums}:  # it may be yet to be made
         return text
-    return f"CAST({text} AS {column.type.compile(dialect=postgresql.dialect())})"
+    return f"CAST({text} AS {type})"

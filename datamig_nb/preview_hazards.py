@@ -144,6 +144,9 @@ def predicted(
     computed = {column for step in _computing(migration, name) for column in step.columns}
     computed |= {c for s in migration.backfills if not foreseen(s, catalog) for c in s.assign}
     computed |= {c.column for c in changed_types(name, migration.steps) if c.new in computed}
+    if changed_types(name, migration.steps):  # those of other tables are read as they are
+        others = {table.name: table for table in catalog.tables if table != name}
+        computed |= {n for n, t in others.items() if changed_types(t, migration.steps)}
     conditions = [c for c in conditions if not statements.names_in(c.failing) & computed]
     rows = predicted_rows(name, migration.steps, catalog)
     found: list[Hazard] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from datamig_nb.operations import add_column, alter_column
 from datamig_nb.sequence import Thing, freed, made
 from datamig_nb.stages import failing_rows
 from datamig_nb.statements import columns_read, names_in
-from datamig_nb.steps import backfill, keep_in_step
+from datamig_nb.steps import Backfill, backfill, keep_in_step
 from datamig_nb.swaps import renamed
 
 _WHOLE = ("smallint", "integer", "bigint")
@@ -90,7 +90,9 @@ def retype(
     """
     gone = {thing for step in earlier for thing in freed(step)}
     new = {thing[1].name for step in earlier for thing in made(step)}
-    changes = [_change(connection, step, major) for step in steps]
+    changes = [_change(connection, step, major, new) for step in steps]
+    # What a step before makes of the row can be asked about only behind it.
+    new |= {column for step in earlier if isinstance(step, Backfill) for column in step.assign}
     hanging = _all_hanging(connection, changes, gone)
     found: list[Step] = []
     for change in changes:
@@ -127,7 +129,9 @@ def _reads_new(change: _Change, changes: Sequence[_Change]) -> bool:
 # ---------------------------------------------------------------- the value
 
 
-def _change(connection: sa.Connection, step: ChangeType, major: int) -> _Change:
+def _change(
+    connection: sa.Connection, step: ChangeType, major: int, new: Collection[str]
+) -> _Change:
     table = read_table(connection, step.table)
     column = table.column(step.column)
     if table.partitioned or table.kind != "table":
@@ -140,7 +144,7 @@ def _change(connection: sa.Connection, step: ChangeType, major: int) -> _Change:
             f"{step.column!r} of {str(step.table)!r} is generated", "drop it, and add it anew"
         )
     using = step.using or quote(step.column)
-    type, bare_type, given, number = _types(connection, step, using)
+    type, bare_type, given, number = _types(connection, step, using, new)
     plain = f"CAST({using} AS {type})"
     value = using if given == type else plain
     if given.partition("(")[0] in _TEXTS and bare_type not in _TEXTS and major >= 16:
@@ -155,6 +159,8 @@ def _change(connection: sa.Connection, step: ChangeType, major: int) -> _Change:
             f"say the zone: using=\"{step.column} AT TIME ZONE 'UTC'\"",
         )
     pattern = plain if given != type else using
+    if names_in(step.type) & {*new}:  # an enum that is yet to be made
+        pattern = f"({using})::text"
     name = quote(step.column)
     has = f"{name} IS NOT NULL"
     if step.nulls:
@@ -180,7 +186,9 @@ def _change(connection: sa.Connection, step: ChangeType, major: int) -> _Change:
 _ZONED = {"timestamp with time zone", "time with time zone"}
 
 
-def _types(connection: sa.Connection, step: ChangeType, using: str) -> tuple[str, str, str, int]:
+def _types(
+    connection: sa.Connection, step: ChangeType, using: str, new_names: Collection[str]
+) -> tuple[str, str, str, int]:
     """The new type with and without its length, that of the expression; the column's number."""
     raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
     told: list[tuple[int, int]] = []
@@ -192,6 +200,9 @@ def _types(connection: sa.Connection, step: ChangeType, using: str) -> tuple[str
                 assert cursor.pgresult is not None
                 told.append((cursor.pgresult.ftype(0), cursor.pgresult.fmod(0)))
         except psycopg.Error as error:
+            if error.sqlstate == "42704" and names_in(step.type) & {*new_names} and not told:
+                told.append((0, -1))  # an enum that is yet to be made
+                continue
             if error.sqlstate in ("42703", "42P01") and told:
                 told.append(told[0])  # it reads what is yet to be made: the rehearsal will tell
                 continue
@@ -210,6 +221,8 @@ def _types(connection: sa.Connection, step: ChangeType, using: str) -> tuple[str
     values = {"new": new, "length": length, "given": given, "limit": given_length}
     names = {"table": step.table.sql, "column": step.column}
     row = connection.execute(query, values | names).one()
+    if new == 0:
+        row = (step.type, step.type, *row[2:])
     return tuple(row)  # pyright: ignore[reportReturnType]
 
 

@@ -160,7 +160,7 @@ def machinery(story: str, imports: Iterable[str] = ()) -> Machinery:
     ``imports`` are statements that the story needs beside those.
     """
     needed = _names(story)
-    parts = _parts()
+    parts = _parts(_arguments(story))
     chosen: set[str] = set()
     while more := {part.name for part in parts if part.name in needed} - chosen:
         chosen |= more
@@ -183,9 +183,38 @@ def _names(code: str) -> frozenset[str]:
     return frozenset(node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name))
 
 
+# The comments around lines that only some revisions need; one pair may lie within another.
+_ONLY_WITH = re.compile(
+    r"^ *(?P<mark>--|#) only with (?P<names>\w+(?: or \w+)*)\n"
+    r"(?P<lines>(?:(?! *(?:--|#) (?:only with|end\n)).*\n)*)"
+    r" *(?P=mark) end\n",
+    re.MULTILINE,
+)
+
+
+def _arguments(story: str) -> frozenset[str]:
+    """The names of arguments that calls of the story give; "ctid" where a table has no key."""
+    calls = (node for node in ast.walk(ast.parse(story)) if isinstance(node, ast.Call))
+    names = {keyword.arg for call in calls for keyword in call.keywords if keyword.arg}
+    return frozenset(names | ({"ctid"} if '("ctid",)' in story else set()))
+
+
+def only_with(arguments: frozenset[str], text: str) -> str:
+    """The source of a module without the lines that a story with these arguments does not need."""
+
+    def chosen(found: re.Match[str]) -> str:
+        return found["lines"] if arguments & {*found["names"].split(" or ")} else ""
+
+    number = 1
+    while number:  # the innermost pairs first
+        text, number = _ONLY_WITH.subn(chosen, text)
+    return text
+
+
 @cache
-def _parts() -> tuple[_Part, ...]:
-    return tuple(part for module in INLINED for part in _parts_of(inspect.getsource(module)))
+def _parts(arguments: frozenset[str]) -> tuple[_Part, ...]:
+    texts = (only_with(arguments, inspect.getsource(module)) for module in INLINED)
+    return tuple(part for text in texts for part in _parts_of(text))
 
 
 def _parts_of(text: str) -> Iterable[_Part]:

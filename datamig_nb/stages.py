@@ -169,7 +169,7 @@ def set_not_null(table: TableName, column: str, key: Sequence[str]) -> tuple[Sta
             exists(f"{constraint_row(table, name)}\n           AND NOT convalidated"),
             f"ALTER TABLE {table.sql} VALIDATE CONSTRAINT {quote(name)}",
             validates=Condition(
-                f"no {column} of {table} is NULL",
+                f"{column} of {table} without NULL",
                 failing_rows(table, f"{quote(column)} IS NULL", key),
             ),
             on_failure=drop,

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from sqlalchemy import event
 
 from datamig_nb.clone import cloned
-from datamig_nb.database import Column, Database, ForeignKey, connect, run
+from datamig_nb.database import Column, Database, ForeignKey, connect, guide_database, run
 from datamig_nb.errors import (
     ConnectionFailedError,
+    DatabaseError,
     DatamigError,
     PermissionDeniedError,
     QueryError,
@@ -299,6 +300,16 @@ def test_fresh_samples_are_as_they_were_whatever_was_done_to_them(samples: Datab
     assert fresh == samples
     assert query(fresh, count) == before
     assert query(fresh, "SELECT to_regclass('mine')") == [None]
+
+
+def test_guide_has_a_database_of_its_own_made_anew_each_time(samples: Database) -> None:
+    made = guide_database("guide_test", rows=10)
+    query(made, 'DELETE FROM guide."user"')
+
+    assert query(guide_database("guide_test", rows=10), 'SELECT count(*) FROM guide."user"') == [10]
+    query(samples, "DROP DATABASE guide_test")
+    with pytest.raises(DatabaseError, match="'samples' is no name for the guide's tables; begin"):
+        guide_database("samples")
 
 
 def test_a_database_with_a_password_can_be_cloned_and_dumped(guarded: sa.URL) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from datamig_nb.database import Database
 from datamig_nb.hazards import Hazard
 from datamig_nb.migration import Migration
 from datamig_nb.rehearsal import Rehearsal
+from datamig_nb.server import binaries
 from tests import guide
 from tests.scratch import query, scratch_database
 
@@ -273,3 +276,35 @@ def test_ours_pass_and_are_ready(source: Database, migration: Migration, verdict
     assert rehearsal.passed, rehearsal.summary
     assert rehearsal.reasons == ()
     assert rehearsal.verdict == verdict
+
+
+CHINOOK = guide.GUIDE.parents[1] / "databases" / "chinook" / "load.sh"
+
+
+@pytest.mark.skipif(not CHINOOK.is_file(), reason="../shared/databases does not hold chinook")
+def test_phones_of_chinook_are_lost_by_hand_and_kept_by_ours(
+    database: Database, tmp_path: Path
+) -> None:
+    url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    path = f"{binaries()}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        ["sh", CHINOOK, url], check=True, capture_output=True, env={**os.environ, "PATH": path}
+    )
+    digits = "regexp_replace(phone, '[^0-9+]', '', 'g')"
+    by_hand = tmp_path / "phones.py"
+    by_hand.write_text(
+        "from alembic import op\n\nrevision = 'phones'\ndown_revision = None\n\n\n"
+        f'def upgrade():\n    op.execute(r"UPDATE customer SET phone = {digits}")\n\n\n'
+        "def downgrade():\n    op.execute('SELECT 1')\n",
+        encoding="utf-8",
+    )
+    ours = dm.with_backup(Migration("phones", dm.backfill("customer", {"phone": digits})))
+
+    lost = dm.rehearse(database, by_hand)
+    kept = dm.rehearse(database, dm.render(database, ours))
+
+    assert (lost.verdict, lost.ready) == ("lossy", False)
+    assert lost.summary == (
+        "FAILED at equal to before: differs from before: public.customer.phone in 58 rows"
+    )
+    assert (kept.verdict, kept.ready) == ("lossless with backup", True), kept.summary

@@ -15,6 +15,7 @@ from datamig_nb import display, pages
 from datamig_nb.checks import check, no_nulls
 from datamig_nb.display import Shown, to_html
 from datamig_nb.export import Export
+from datamig_nb.hazards import Hazard as RevisionHazard
 from datamig_nb.migration import Migration
 from datamig_nb.operations import add_column, create_enum
 from datamig_nb.preview import BackfillPreview, MapRow, Preview, SampleRow
@@ -450,6 +451,11 @@ def test_rehearsal_gives_its_verdict_in_words_and_seconds_in_one_form() -> None:
     stages = (Stage(name="upgrade", passed=True, seconds=1),)
     passed = replace(REHEARSAL, stages=stages, validation=None, verdict="lossless")
     assert "✓ passed the way back is lossless" in words(shown(passed))
+    assert "✓ ready no hazard blocks it" in words(shown(passed))
+    risk = RevisionHazard(rule="unbatched", blocking=True, what=f"one UPDATE {HOSTILE}", rows=9)
+    risky = words(shown(replace(passed, hazards=(risk,))))
+    assert "✗ not ready unbatched, one UPDATE" in risky
+    assert "✗ danger unbatched one UPDATE" in risky
 
 
 def test_revision_tells_the_story_and_holds_the_whole_file() -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import nbformat
 import pytest
 
-NOTEBOOKS = sorted(Path(__file__).parent.parent.joinpath("notebooks").glob("*.ipynb"))
+FOLDER = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = [*sorted(FOLDER.glob("*.ipynb")), *sorted(FOLDER.glob("patterns/*.ipynb"))]
 
 
 def cells(path: Path, kind: str) -> list[Any]:
@@ -23,10 +24,14 @@ def notebook(request: pytest.FixtureRequest) -> Path:
     return request.param
 
 
-def test_there_are_the_four_templates() -> None:
+def test_there_are_four_templates_and_one_notebook_for_each_pattern() -> None:
     names = [path.stem for path in NOTEBOOKS]
 
-    assert names == ["1_profile", "2_preview", "3_generate", "4_validate"]
+    assert names == [
+        *("1_profile", "2_preview", "3_generate", "4_validate"),
+        *("1_map_values", "2_split_column", "3_extract_table", "4_transform_rows"),
+        *("5_background", "6_normalize", "7_cross_table", "8_batched_update", "9_with_backup"),
+    ]
 
 
 def test_every_cell_was_run_from_top_to_bottom(notebook: Path) -> None:

@@ -595,7 +595,7 @@ MISFITS: dict[str, tuple[StatementStep, str, str, list[Any]]] = {
     "null": (
         alter_column("item", "price", nullable=False, schema="shop"),
         "UPDATE shop.item SET price = NULL WHERE id IN (7, 8)",
-        "no price of shop.item is NULL",
+        "price of shop.item without NULL",
         [7, 8],
     ),
     "check": (

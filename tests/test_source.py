@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,11 +18,13 @@ from hypothesis import strategies as st
 
 from datamig_nb import inlined
 from datamig_nb.source import (
+    INLINED,
     call,
     expression_constant,
     machinery,
     names_used,
     one_line,
+    only_with,
     reference,
     statement_constant,
 )
@@ -243,6 +247,14 @@ FUNCTIONS = [
     for name, value in inspect.getmembers(inlined, inspect.isfunction)
     if value.__module__ == inlined.__name__
 ]
+#: Arguments whose lines are copied only where a story gives them, and a call that gives all.
+ARGUMENTS = set(
+    re.findall(
+        r"(\w+)",
+        " ".join(re.findall(r"(?m)^ *(?:#|--) only with (.*)$", inspect.getsource(inlined))),
+    )
+) - {"or", "ctid"}
+WITH_ALL = f"dict({','.join(f'{name}=1' for name in sorted(ARGUMENTS))})"
 
 
 def module_of(story: str) -> str:
@@ -324,7 +336,9 @@ def test_nothing_is_copied_that_nothing_uses(story: str) -> None:
 def test_everything_of_the_module_can_be_copied() -> None:
     wanted = {name for name, _ in defined(inspect.getsource(inlined))}
 
-    copied = {n for n, _ in defined(module_of(" ".join([*FUNCTIONS, "CONFLICT"])))} - {"upgrade"}
+    copied = {n for n, _ in defined(module_of(" ".join([*FUNCTIONS, "CONFLICT", WITH_ALL])))} - {
+        "upgrade"
+    }
 
     assert copied == wanted
 
@@ -341,15 +355,48 @@ def test_functions_are_copied_in_the_order_of_their_file() -> None:
 
 
 def test_functions_are_copied_with_their_comments_word_for_word() -> None:
-    source = inspect.getsource(inlined)
+    source = only_with(frozenset(ARGUMENTS), inspect.getsource(inlined))
 
-    parts = machinery("\n".join(FUNCTIONS))
+    parts = machinery("\n".join([*FUNCTIONS, WITH_ALL]))
 
     for function in FUNCTIONS:
-        assert inspect.getsource(getattr(inlined, function)).strip() in parts.functions
+        text = inspect.getsource(getattr(inlined, function))
+        assert only_with(frozenset(ARGUMENTS), text).strip() in parts.functions
     assert all(line in source.splitlines() for line in parts.functions.splitlines())
     assert all(line in source.splitlines() for line in parts.settings.splitlines())
 
 
 def test_names_used_are_those_that_python_does_not_bring() -> None:
     assert names_used("op.add_column(sa.Column(len(x)))") == {"op", "sa", "x"}
+
+
+PARTS = """\
+always
+# only with woven or ctid
+pages
+-- only with woven
+passes
+-- end
+# end
+always
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left"),
+    [
+        ("", "always always"),
+        ("hold", "always always"),
+        ("ctid", "always pages always"),
+        ("woven", "always pages passes always"),
+    ],
+)
+def test_lines_are_copied_only_where_an_argument_needs_them(arguments: str, left: str) -> None:
+    assert only_with(frozenset(arguments.split()), PARTS).split() == left.split()
+
+
+@pytest.mark.parametrize("module", INLINED, ids=lambda module: module.__name__)
+def test_every_part_of_the_machinery_has_its_end(module: ModuleType) -> None:
+    text = only_with(frozenset(), inspect.getsource(module))
+
+    assert re.findall(r"(?m)^ *(?:#|--) (?:only with .*|end)$", text) == []

@@ -19,7 +19,7 @@ ${dm.status("FAILED")} at ${[stage.name for stage in rehearsal.stages if not sta
 % endif
 </p>
 % if rehearsal.ready:
-<p>${dm.status("ready")} no hazard stands against it</p>
+<p>${dm.status("ready")} no hazard blocks it</p>
 % else:
 % for reason in rehearsal.reasons[: size.checks]:
 <p>${dm.status("not ready")} ${reason}</p>

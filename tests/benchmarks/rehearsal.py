@@ -15,7 +15,7 @@ from tests.benchmarks.backfill import STATUS, make
 
 def measure(database: Database, rows: int) -> None:
     """Print seconds of one upgrade, and of a rehearsal with each of its stages, on a clone each."""
-    with database.engine.connect() as connection:
+    with database.engine.begin() as connection:
         make(connection, rows)
     state = dm.add_column("account", sa.Column("state", sa.Text()))
     checked = dm.no_nulls("account", "state")

@@ -1,6 +1,6 @@
 """Split full_name of players.player into first_name and last_name.
 
-Revision ID: 2449b422a1a8
+Revision ID: 899e49c680e6
 Revises:
 Create Date: (when it was rendered)
 
@@ -41,7 +41,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "2449b422a1a8"
+revision = "899e49c680e6"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -66,7 +66,7 @@ def upgrade() -> None:
             "upgrade",
             NO_COLUMN_FIRST_NAME_OF_PLAYERS_PLAYER_YET,
             NO_COLUMN_LAST_NAME_OF_PLAYERS_PLAYER_YET,
-            NO_CONSTRAINT_DATAMIG_NOT_NULL_FIRST_NAME_OF,
+            NO_CONSTRAINT_DATAMIG_NOT_NULL_FIRST_NAME,
             EVERY_FIRST_NAME_FITS_INTO_50_CHARACTERS,
             NO_FIRST_NAME_BECOMES_NULL,
             EVERY_LAST_NAME_FITS_INTO_50_CHARACTERS,
@@ -84,26 +84,24 @@ def upgrade() -> None:
             remaining=FIRST_NAME_LAST_NAME_LEFT,
             woven="id",
         )
-        require(FIRST_NAME_AND_LAST_NAME_HOLD_EVERY_LETTER_OF)
+        require(FIRST_NAME_AND_LAST_NAME_HOLD_EVERY_LETTER)
         require(EVERY_NAME_HAS_A_FIRST_NAME)
         require(FIRST_NAME_OF_PLAYERS_PLAYER_WITHOUT_NULL)
-        step(ALTER_TABLE_PLAYERS_PLAYER_ADD_CONSTRAINT)
-        step(
-            ALTER_TABLE_PLAYERS_PLAYER_VALIDATE,
-            NO_FIRST_NAME_OF_PLAYERS_PLAYER_IS_NULL,
-            undo=ALTER_TABLE_IF_EXISTS_PLAYERS_PLAYER_DROP,
+        set_not_null(
+            "players.player",
+            "first_name",
+            "datamig_not_null_first_name",
+            FIRST_NAME_OF_PLAYERS_PLAYER_WITHOUT_NULL,
         )
-        step("ALTER TABLE players.player ALTER COLUMN first_name SET NOT NULL")
-        step(ALTER_TABLE_IF_EXISTS_PLAYERS_PLAYER_DROP_2)
         finish()
 
 
 def downgrade() -> None:
     """Undo: split full_name of players.player into first_name and last_name."""
     with own_commits():
-        preflight("downgrade", FIRST_NAME_AND_LAST_NAME_NOT_EDITED_SINCE_THE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_2449b422a1a8 ON players.player")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_2449b422a1a8()")
+        preflight("downgrade", FIRST_NAME_AND_LAST_NAME_NOT_EDITED_SINCE)
+        step("DROP TRIGGER IF EXISTS zz_datamig_899e49c680e6 ON players.player")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_899e49c680e6()")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS last_name")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS first_name")
         forget()
@@ -135,7 +133,7 @@ SELECT attname FROM pg_attribute
            AND NOT attisdropped
 """
 
-NO_CONSTRAINT_DATAMIG_NOT_NULL_FIRST_NAME_OF = """
+NO_CONSTRAINT_DATAMIG_NOT_NULL_FIRST_NAME = """
 -- no constraint datamig_not_null_first_name of players.player yet
 SELECT conname FROM pg_constraint
          WHERE conrelid = to_regclass('players.player') AND conname = 'datamig_not_null_first_name'
@@ -170,7 +168,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_2449b422a1a8() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_899e49c680e6() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -190,9 +188,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_2449b422a1a8
+CREATE OR REPLACE TRIGGER zz_datamig_899e49c680e6
 BEFORE INSERT OR UPDATE OF full_name ON players.player
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_2449b422a1a8()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_899e49c680e6()
 """
 
 FIRST_NAME_LAST_NAME_LEFT = f"""
@@ -208,7 +206,7 @@ UPDATE players.player
    AND (first_name, last_name) IS DISTINCT FROM ({FIRST_NAME}, {LAST_NAME})
 """
 
-FIRST_NAME_AND_LAST_NAME_HOLD_EVERY_LETTER_OF = r"""
+FIRST_NAME_AND_LAST_NAME_HOLD_EVERY_LETTER = r"""
 -- first_name and last_name hold every letter of full_name
 SELECT id FROM players.player
  WHERE regexp_replace(concat(first_name, last_name), '[\u0009-\u000d\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]', '', 'g')
@@ -230,49 +228,7 @@ SELECT id FROM players.player
  ORDER BY id
 """
 
-ALTER_TABLE_PLAYERS_PLAYER_ADD_CONSTRAINT = """
-DO $datamig$
-BEGIN
-    IF EXISTS (SELECT FROM pg_attribute
-         WHERE attrelid = 'players.player'::regclass AND attname = 'first_name'
-           AND NOT attisdropped AND NOT attnotnull)
-       AND NOT EXISTS (SELECT FROM pg_constraint
-         WHERE conrelid = 'players.player'::regclass AND conname = 'datamig_not_null_first_name') THEN
-        ALTER TABLE players.player
-            ADD CONSTRAINT datamig_not_null_first_name CHECK (first_name IS NOT NULL) NOT VALID;
-    END IF;
-END
-$datamig$
-"""
-
-ALTER_TABLE_PLAYERS_PLAYER_VALIDATE = """
-DO $datamig$
-BEGIN
-    IF EXISTS (SELECT FROM pg_constraint
-         WHERE conrelid = 'players.player'::regclass AND conname = 'datamig_not_null_first_name'
-           AND NOT convalidated) THEN
-        ALTER TABLE players.player VALIDATE CONSTRAINT datamig_not_null_first_name;
-    END IF;
-END
-$datamig$
-"""
-
-NO_FIRST_NAME_OF_PLAYERS_PLAYER_IS_NULL = """
--- no first_name of players.player is NULL
-SELECT id FROM players.player
- WHERE first_name IS NULL
- ORDER BY id
-"""
-
-ALTER_TABLE_IF_EXISTS_PLAYERS_PLAYER_DROP = """
-ALTER TABLE IF EXISTS players.player DROP CONSTRAINT IF EXISTS datamig_not_null_first_name
-"""
-
-ALTER_TABLE_IF_EXISTS_PLAYERS_PLAYER_DROP_2 = """
-ALTER TABLE IF EXISTS players.player DROP CONSTRAINT IF EXISTS datamig_not_null_first_name
-"""
-
-FIRST_NAME_AND_LAST_NAME_NOT_EDITED_SINCE_THE = f"""
+FIRST_NAME_AND_LAST_NAME_NOT_EDITED_SINCE = f"""
 -- first_name and last_name not edited since the upgrade
 SELECT id FROM players.player
  WHERE num_nonnulls(first_name, last_name) > 0
@@ -306,8 +262,8 @@ def own_commits() -> Generator[None]:
                 execute("SET statement_timeout = 0")  # a whole walk is one statement
             else:
                 prepare_nothing(op.get_bind())
-            for statement in ("CREATE SCHEMA IF NOT EXISTS datamig", RUN, QUARANTINE):
-                step(statement)
+            step("CREATE SCHEMA IF NOT EXISTS datamig")
+            step(RUN)
             yield
             if op.get_context().as_sql:
                 execute("RESET statement_timeout")
@@ -415,7 +371,6 @@ def finish() -> None:
 
 def forget() -> None:
     """Remove what was noted of the upgrade, so that it can start afresh."""
-    execute(f"DELETE FROM datamig.quarantine WHERE revision = '{revision}'")
     execute(f"DELETE FROM datamig.run WHERE revision = '{revision}' AND step <> 'downgrade'")
     execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE revision = '{revision}'")
     end_skipping()
@@ -470,6 +425,32 @@ def step(statement: str, check: str = "", undo: str = "", once: str = "") -> Non
 def sqlstate(error: DBAPIError) -> str:
     """PostgreSQL's code of an error, whichever driver it came through; "" where there is none."""
     return getattr(error.orig, "sqlstate", "") or getattr(error.orig, "pgcode", "") or ""
+
+
+def set_not_null(table: str, column: str, proof: str, check: str) -> None:
+    """Make a column NOT NULL: a CHECK that is proven spares it the scan, and has then served."""
+    drop = f"ALTER TABLE IF EXISTS {table} DROP CONSTRAINT IF EXISTS {proof}"
+    nullable = (
+        f"SELECT FROM pg_attribute WHERE attrelid = {quoted(table)}::regclass"
+        f" AND attname = (parse_ident({quoted(column)}))[1] AND NOT attnotnull"
+    )
+    there = (
+        f"SELECT FROM pg_constraint WHERE conrelid = {quoted(table)}::regclass"
+        f" AND conname = (parse_ident({quoted(proof)}))[1]"
+    )
+    step(f"""
+DO $datamig$
+BEGIN
+    IF EXISTS ({nullable}) AND NOT EXISTS ({there}) THEN
+        ALTER TABLE {table} ADD CONSTRAINT {proof} CHECK ({column} IS NOT NULL) NOT VALID;
+    END IF;
+END
+$datamig$""")
+    prove = f"ALTER TABLE {table} VALIDATE CONSTRAINT {proof}"
+    unproven = f"EXISTS ({there} AND NOT convalidated)"
+    step(f"DO $datamig$ BEGIN IF {unproven} THEN {prove}; END IF; END $datamig$", check, drop)
+    step(f"ALTER TABLE {table} ALTER COLUMN {column} SET NOT NULL")
+    step(drop)
 
 
 def rows_in_the_way(check: str, undo: str) -> None:
@@ -569,8 +550,8 @@ CREATE TABLE IF NOT EXISTS datamig.run (
     status text NOT NULL DEFAULT 'running',  -- paused, cancelled, failed, succeeded
     heap text, relation text, key text[], work text, remaining text, woven text,
     hold text, rest_share float8 NOT NULL DEFAULT 0, quarantine_rows bigint NOT NULL DEFAULT 0,
-    connections integer NOT NULL DEFAULT 1,    role text NOT NULL DEFAULT 'origin', tables oid[],
-    walked_by text[], passes integer, page_rows float8,
+    connections integer NOT NULL DEFAULT 1, role text NOT NULL DEFAULT 'origin', tables oid[],
+    walked_by text[], passes integer NOT NULL DEFAULT 1, page_rows float8,
     cursor text, stop text, page_window bigint NOT NULL DEFAULT 0, pass integer NOT NULL DEFAULT 0,
     rounds integer NOT NULL DEFAULT 0, suspects bigint NOT NULL DEFAULT 0,
     retries integer NOT NULL DEFAULT 0, rest float8 NOT NULL DEFAULT 0, total bigint,
@@ -579,14 +560,6 @@ CREATE TABLE IF NOT EXISTS datamig.run (
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(), busy_at timestamptz,
     heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (revision, step, part)
-)
-"""
-
-
-QUARANTINE = """
-CREATE TABLE IF NOT EXISTS datamig.quarantine (
-    revision text, step text, relation text, key text, sqlstate text, message text,
-    noted_at timestamptz NOT NULL DEFAULT clock_timestamp(), PRIMARY KEY (revision, step, key)
 )
 """
 
@@ -610,7 +583,7 @@ DO $datamig$
 #variable_conflict use_variable
 DECLARE
     run datamig.run;  began timestamptz;  seconds float8;  busy boolean;  batch_rows bigint;
-    n bigint;  done bigint;  state text;  page bigint;  last_page bigint;
+    n bigint;  done bigint;  state text;  page bigint;  last_page bigint;  this_pass text;
     key text;  key_text text;  span text;  ending text;  upper text;
     until timestamptz := {until};
 BEGIN
@@ -627,114 +600,102 @@ LOOP
     BEGIN
         run.rest := 1;
         EXIT batch WHEN run.status <> 'running';
-        IF run.relation LIKE 'datamig.kept%'
-           AND to_regclass(split_part(run.relation, ' ', 1)) IS NULL THEN
-            run.status := 'succeeded';  -- an earlier run put all back, and dropped it
-            EXIT batch;
-        END IF;
-        IF run.hold IS NOT NULL THEN
-            EXECUTE run.hold INTO run.note;  -- what to wait for, or NULL
-            EXIT batch WHEN run.note IS NOT NULL;
-        END IF;
         run.rest := 0;
         state := '';
         upper := NULL;
-
+        this_pass := NULL;
         BEGIN
-        -- Where the walk ends is fixed before it begins: else writers could make it endless.
-        IF run.stop IS NULL THEN
-            WITH RECURSIVE tree (id) AS (
-                SELECT to_regclass(run.heap)::oid
-                 UNION ALL SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = id
-            )
-            SELECT array_agg(oid), nullif(sum(greatest(reltuples, 0)), 0),
-                   max(pg_relation_size(oid)) / current_setting('block_size')::integer
-              INTO run.tables, run.total, last_page FROM pg_class JOIN tree ON oid = id;
-            run.passes := CASE WHEN run.rounds = 0 AND run.woven IS NOT NULL
-                                    AND last_page >= {WOVEN_FROM_PAGES}
-                                    AND cardinality(run.tables) = 1
-                               THEN {PASSES} ELSE 1 END;
-            run.walked_by := CASE WHEN run.passes > 1 THEN '{{ctid}}' ELSE run.key END;
-            run.page_rows := greatest(1, coalesce(run.total, 60 * last_page)
-                                         / greatest(1, last_page));
-            IF run.passes > 1 THEN  -- one of several connections has its part of the pages
-                run.page_window := last_page * (run.part - 1) / run.connections;
-                run.cursor := quote_literal(format('(%s,0)', run.page_window));
-                last_page := last_page * run.part / run.connections;
-                run.total := run.total / run.connections;
-            ELSIF run.part < run.connections THEN
-                run.status := 'succeeded';  -- by key, the last one has all
+            -- Where the walk ends is fixed before it begins: else writers could make it endless.
+            IF run.stop IS NULL THEN
+                WITH RECURSIVE tree (id) AS (
+                    SELECT to_regclass(run.heap)::oid
+                     UNION ALL SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = id
+                )
+                SELECT array_agg(oid), nullif(sum(greatest(reltuples, 0)), 0),
+                       max(pg_relation_size(oid)) / current_setting('block_size')::integer
+                  INTO run.tables, run.total, last_page FROM pg_class JOIN tree ON oid = id;
+                run.walked_by := run.key;
+                run.page_rows := greatest(1, coalesce(run.total, 60 * last_page)
+                                             / greatest(1, last_page));
+                run.passes := CASE WHEN run.rounds = 0 AND run.woven IS NOT NULL
+                                        AND last_page >= {WOVEN_FROM_PAGES}
+                                        AND cardinality(run.tables) = 1
+                                   THEN {PASSES} ELSE 1 END;
+                IF run.passes > 1 THEN
+                    run.walked_by := '{{ctid}}';
+                    run.cursor := quote_literal(format('(%s,0)', run.page_window));
+                END IF;
+            END IF;
+            key := array_to_string(run.walked_by, ', ');
+            run.note := 'by ' || key;
+            SELECT string_agg(format('quote_literal(to_json(%s) #>> ''{{}}'')', part),
+                              ' || '', '' || ') INTO key_text FROM unnest(run.walked_by) AS part;
+            IF run.stop IS NULL AND run.walked_by <> '{{ctid}}' THEN
+                EXECUTE format('SELECT %s FROM %s ORDER BY %s DESC LIMIT 1', key_text, run.relation,
+                               array_to_string(run.walked_by, ' DESC, ')) INTO run.stop;
+            END IF;
+            IF run.walked_by = '{{ctid}}' THEN
+                run.stop := coalesce(run.stop, quote_literal(format('(%s,0)', last_page)));
+                last_page := (btrim(run.stop, '''')::point)[0];
+            END IF;
+
+            IF run.cursor IS NOT DISTINCT FROM run.stop THEN
+                run.status := 'succeeded';
+                run.note := NULL;
+                -- Look for rows that were written or moved behind the walk, or repaired.
+                n := 0;
+                IF run.remaining IS NOT NULL THEN
+                    BEGIN
+                        EXECUTE run.remaining INTO n;
+                    EXCEPTION WHEN data_exception OR raise_exception THEN
+                        n := 1;  -- the walk will find the row, and name it
+                    END;
+                END IF;
+                IF n > 0 AND run.rounds >= {ATTEMPTS} THEN
+                    run.note := n || ' rows written meanwhile are not done';
+                ELSIF n > 0 THEN
+                    run.status := 'running';
+                    run.note := 'by ' || key;
+                    run.rounds := run.rounds + 1;
+                    run.cursor := NULL;
+                    run.stop := NULL;
+                    run.page_window := 0;
+                END IF;
                 EXIT batch;
             END IF;
-        END IF;
-        key := array_to_string(run.walked_by, ', ');
-        run.note := CASE WHEN run.passes > 1 THEN 'woven' ELSE 'by ' || key END;
-        SELECT string_agg(format('quote_literal(to_json(%s) #>> ''{{}}'')', part), ' || '', '' || ')
-          INTO key_text FROM unnest(run.walked_by) AS part;
-        IF run.stop IS NULL AND run.walked_by = '{{ctid}}' THEN
-            run.stop := quote_literal(format('(%s,0)', last_page));
-        ELSIF run.stop IS NULL THEN
-            EXECUTE format('SELECT %s FROM %s ORDER BY %s DESC LIMIT 1', key_text, run.relation,
-                           array_to_string(run.walked_by, ' DESC, ')) INTO run.stop;
-        END IF;
 
-        -- At the end, look for rows that were written or moved behind the walk, or repaired.
-        IF run.cursor IS NOT DISTINCT FROM run.stop THEN
-            n := 0;
-            IF run.remaining IS NOT NULL THEN
-                BEGIN
-                    EXECUTE run.remaining INTO n;
-                EXCEPTION WHEN data_exception OR raise_exception THEN
-                    n := 1;  -- the walk will find the row, and name it
-                END;
+            -- What is still to be walked: all up to the end, or this pass of a window up to its.
+            ending := run.stop;
+            IF run.passes > 1 THEN
+                run.note := 'woven';
+                last_page := least(last_page, run.page_window + {WINDOW_PAGES});
+                ending := quote_literal(format('(%s,0)', last_page));
+                this_pass := format('abs(%s %% %s) = %s', run.woven, run.passes, run.pass);
             END IF;
-            IF n = 0 OR run.rounds >= {ATTEMPTS} THEN
-                run.status := 'succeeded';
-                run.note := CASE WHEN n > 0 THEN n || ' rows written meanwhile are not done' END;
-            ELSE
-                run.rounds := run.rounds + 1;
-                run.cursor := NULL;
-                run.stop := NULL;
-                run.page_window := 0;
+            span := concat_ws(' AND ', format('(%s) <= (%s)', key, ending),
+                              '(' || key || ') > (' || run.cursor || ')', this_pass);
+
+            -- The last key of this batch.
+            n := CASE WHEN run.suspects > 0 THEN (run.suspects + 1) / 2 ELSE run.batch_rows END;
+            IF run.walked_by = '{{ctid}}' AND run.suspects = 0 THEN
+                page := coalesce((btrim(run.cursor, '''')::point)[0], 0);
+                last_page := least(last_page, page + greatest(1, least({WINDOW_PAGES // 2},
+                                   trunc(n * run.passes / run.page_rows))));
+                upper := quote_literal(format('(%s,0)', last_page));
+                n := (last_page - page) * run.page_rows / run.passes;
             END IF;
-            EXIT batch;
-        END IF;
-
-        -- What is still to be walked: all up to the end, or this pass of a window up to its end.
-        ending := run.stop;
-        IF run.walked_by = '{{ctid}}' THEN
-            last_page := (btrim(run.stop, '''')::point)[0];
-        END IF;
-        IF run.passes > 1 THEN
-            last_page := least(last_page, run.page_window + {WINDOW_PAGES});
-            ending := quote_literal(format('(%s,0)', last_page));
-        END IF;
-        span := concat_ws(' AND ', format('(%s) <= (%s)', key, ending),
-            '(' || key || ') > (' || run.cursor || ')', CASE WHEN run.passes > 1
-            THEN format('abs(%s %% %s) = %s', run.woven, run.passes, run.pass) END);
-
-        -- The last key of this batch.
-        n := CASE WHEN run.suspects > 0 THEN (run.suspects + 1) / 2 ELSE run.batch_rows END;
-        IF run.walked_by = '{{ctid}}' AND run.suspects = 0 THEN
-            page := coalesce((btrim(run.cursor, '''')::point)[0], 0);
-            last_page := least(last_page, page + greatest(1, least({WINDOW_PAGES // 2},
-                               trunc(n * run.passes / run.page_rows))));
-            upper := quote_literal(format('(%s,0)', last_page));
-            n := (last_page - page) * run.page_rows / run.passes;
-        ELSE
-            EXECUTE format('SELECT %s FROM %s WHERE %s ORDER BY %s OFFSET %s LIMIT 1',
-                           key_text, run.relation, span, key, n - 1) INTO upper;
+            IF upper IS NULL THEN
+                EXECUTE format('SELECT %s FROM %s WHERE %s ORDER BY %s OFFSET %s LIMIT 1',
+                               key_text, run.relation, span, key, n - 1) INTO upper;
+            END IF;
             IF upper IS NULL THEN
                 upper := ending;
                 EXECUTE format('SELECT count(*) FROM %s WHERE %s', run.relation, span) INTO n;
             END IF;
-        END IF;
-        span := format('%s AND (%s) <= (%s)', span, key, upper);
+            span := format('%s AND (%s) <= (%s)', span, key, upper);
 
-        PERFORM set_config('session_replication_role', run.role, true)
-          WHERE run.role <> current_setting('session_replication_role');
-        EXECUTE replace(run.work, '{{batch}}', span);
-        GET DIAGNOSTICS done = ROW_COUNT;
+            EXECUTE replace(run.work, '{{batch}}', span);
+            GET DIAGNOSTICS done = ROW_COUNT;
         EXCEPTION WHEN OTHERS OR query_canceled THEN
             GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, run.error = MESSAGE_TEXT;
             done := 0;
@@ -761,17 +722,9 @@ LOOP
             END IF;
             EXECUTE format('SELECT ROW(%s)::text FROM %s WHERE %s',
                            array_to_string(run.key, ', '), run.relation, span) INTO key;
-            INSERT INTO datamig.quarantine
-            VALUES (run.revision, run.step, run.heap, key, state, run.error) ON CONFLICT DO NOTHING;
-            SELECT count(*) > run.quarantine_rows INTO busy FROM datamig.quarantine
-             WHERE (revision, step) = (run.revision, run.step);
-            IF busy THEN
-                DELETE FROM datamig.quarantine AS q
-                 WHERE (q.revision, q.step, q.key) = (run.revision, run.step, key);
-                run.status := 'failed';
-                run.error := format('row %s of %s cannot be done: %s', key, run.heap, run.error);
-                EXIT batch;
-            END IF;
+            run.status := 'failed';
+            run.error := format('row %s of %s cannot be done: %s', key, run.heap, run.error);
+            EXIT batch;
         ELSIF state <> '' THEN
             RAISE EXCEPTION USING ERRCODE = state, MESSAGE = run.error;
         END IF;
@@ -796,7 +749,6 @@ LOOP
             run.busy_at := began;
         END IF;
         seconds := extract(epoch FROM clock_timestamp() - began);
-        run.rest := seconds * run.rest_share;
         IF n >= run.batch_rows / 2 THEN
             busy := coalesce(run.busy_at > began - interval '5 seconds', FALSE);
             batch_rows := run.batch_rows;
