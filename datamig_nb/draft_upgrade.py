@@ -261,9 +261,11 @@ def _insert(draft: Draft, step: InsertRows) -> list[str]:
     lines = _late_checks(draft, step, _earlier(draft, step), name)
     lines += _keep_rows(draft, step.table, saved)
     lines += [] if changed is None else _keep_values(draft, changed)
-    insert = kept.insert_batch(step, columns, saved, changed, key)
+    known = draft.catalog.table(step.table).columns
+    numbered = any(c.generated and not c.computed and c.name in columns for c in known)
+    insert = kept.insert_batch(step, columns, saved, changed, key, overriding=numbered)
     work = draft.constant(f"insert into {step.table.name}", insert)
-    more = {"relation": draft.constant(f"rows for {step.table.name}", statements.source(step))}
+    more = {"relation": draft.constant(f"source of {step.table.name}", statements.source(step))}
     more |= walks.options(step.walk, _hold(draft, step)) | {"least_rows": "JOINED_BATCH_ROWS"}
     return [*lines, draft.run(name, step.table, tuple(map(quote, step.key)), work, more)]
 

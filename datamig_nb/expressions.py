@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -15,6 +16,8 @@ from datamig_nb.names import sqlalchemy_dialect
 
 #: A SQL expression over one row: text, or a SQLAlchemy element.
 Expression: TypeAlias = "str | sa.ColumnElement[Any]"
+
+_LITERAL = re.compile(r"NULL|TRUE|FALSE|'(?:[^']|'')*'", re.IGNORECASE)
 
 # Stands in the batch statements for the range of keys of one batch.
 BATCH_MARK = "{batch}"
@@ -75,6 +78,11 @@ def expressions(step: str, assign: Mapping[str, Expression]) -> Mapping[str, str
     if not assign:
         raise MigrationError(f"{step}() sets no column", "give {column: expression}")
     return MappingProxyType({column: expression_text(text) for column, text in assign.items()})
+
+
+def is_literal(expression: str) -> bool:
+    """Whether it is one plain value, whose type is that of its place."""
+    return _LITERAL.fullmatch(expression) is not None
 
 
 def listed(columns: Collection[str]) -> str:
