@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from datamig_nb.database import Reference
 from datamig_nb.expressions import BATCH_MARK
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.statements import (
@@ -22,6 +21,7 @@ from datamig_nb.statements import (
     update_batch,
 )
 from datamig_nb.steps import Backfill, DeleteRows, InsertRows
+from datamig_nb.tables import Reference
 
 
 def _same(left: str, right: str, key: Sequence[str]) -> str:

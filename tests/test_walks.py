@@ -9,7 +9,6 @@ import sqlalchemy as sa
 
 from datamig_nb import kept, statements, targets, walks
 from datamig_nb.catalog import Catalog
-from datamig_nb.database import Column, Reference, Table
 from datamig_nb.errors import MigrationError
 from datamig_nb.kept import Kept
 from datamig_nb.migration import Migration, Step, added_columns
@@ -24,6 +23,7 @@ from datamig_nb.steps import (
     insert_rows,
     keep_in_step,
 )
+from datamig_nb.tables import Column, Reference, Table
 
 SALE, PERSON = TableName("shop", "sale"), TableName("shop", "person")
 
