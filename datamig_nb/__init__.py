@@ -56,7 +56,8 @@ from datamig_nb.operations import (
 from datamig_nb.pages import save_html
 from datamig_nb.patterns import map_values, split_column
 from datamig_nb.preview import Preview, preview
-from datamig_nb.profile import TableProfile, profile
+from datamig_nb.profile import profile
+from datamig_nb.profiled import TableProfile
 from datamig_nb.project import create_project
 from datamig_nb.reference_rows import put_rows
 from datamig_nb.rehearsal import Rehearsal

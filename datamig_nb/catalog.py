@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql
 from datamig_nb import ddl, statements, targets
 from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
 from datamig_nb.compound import ChangeType, CreateTableAs, MergeRows, Swap
-from datamig_nb.database import NOT_YET, Column, Database, Table, read_table, run
+from datamig_nb.database import Database, run
 from datamig_nb.errors import ExpressionError, MigrationError
 from datamig_nb.expressions import is_literal
 from datamig_nb.migration import CreateEnum, Migration, Step, added_columns, step_table
@@ -24,6 +24,7 @@ from datamig_nb.preview_sql import ColumnType
 from datamig_nb.readable import readable_checks
 from datamig_nb.stages import Found
 from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Sql
+from datamig_nb.tables import NOT_YET, Column, Table, read_table
 from datamig_nb.transforms import Transform
 
 #: What a backfill gives: table, column and expression.

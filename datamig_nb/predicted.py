@@ -14,7 +14,6 @@ from datamig_nb import dropped, kept, preview_sql, targets
 from datamig_nb.catalog import Catalog
 from datamig_nb.checks import QueryCheck, RowCheck
 from datamig_nb.compound import CreateTableAs, Exchanged, Swap
-from datamig_nb.database import NOT_YET, Column, Table
 from datamig_nb.expressions import expression_text
 from datamig_nb.migration import Migration, Step, step_table
 from datamig_nb.names import TableName, literal, quote
@@ -27,6 +26,7 @@ from datamig_nb.statements import (
     source,
 )
 from datamig_nb.steps import Backfill, DeleteRows, InsertRows, KeepInStep
+from datamig_nb.tables import NOT_YET, Column, Table
 
 
 def foreseeable(migration: Migration) -> Migration:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from datamig_nb import preview_hazards, preview_sql
 from datamig_nb.catalog import Catalog, read_catalog
-from datamig_nb.database import NOT_YET, STATEMENT_TIMEOUT_SECONDS, Database, Table, explained, run
+from datamig_nb.database import STATEMENT_TIMEOUT_SECONDS, Database, explained, run
 from datamig_nb.display import Shown, visible
 from datamig_nb.errors import QueryError
 from datamig_nb.expanded import expanded
@@ -25,6 +25,7 @@ from datamig_nb.predicted import foreseeable, foreseen, joined, rows_before
 from datamig_nb.preview_hazards import Hazard
 from datamig_nb.statements import has_equality
 from datamig_nb.steps import Backfill
+from datamig_nb.tables import NOT_YET, Table
 from datamig_nb.transforms import Transform
 from datamig_nb.twin import TwinComparison, compare_twins
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from datamig_nb.database import ForeignKey, Table
 from datamig_nb.expressions import is_literal
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.statements import columns_read, indent
 from datamig_nb.steps import Backfill
+from datamig_nb.tables import ForeignKey, Table
 
 # Sample rows of each kind, and how many of the first rows are looked at for rare shapes.
 _EACH, _SHAPES, _SHAPED_ROWS = 2, 8, 10_000

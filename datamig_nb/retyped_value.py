@@ -11,10 +11,10 @@ import sqlalchemy as sa
 
 from datamig_nb import expr
 from datamig_nb.compound import ChangeType
-from datamig_nb.database import Table, read_table
 from datamig_nb.errors import ExpressionError, MigrationError
 from datamig_nb.names import literal, quote
 from datamig_nb.statements import names_in
+from datamig_nb.tables import Table, read_table
 
 #: Types of whole numbers: a foreign key may join one to another.
 WHOLE = ("smallint", "integer", "bigint")

@@ -10,13 +10,13 @@ from alembic.operations import ops
 
 from datamig_nb import dropped, kept
 from datamig_nb.checks import QueryCheck
-from datamig_nb.database import NOT_YET, Reference, Table
 from datamig_nb.errors import MigrationError
 from datamig_nb.expressions import listed
 from datamig_nb.migration import Migration, Step, step_table
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.statements import indent, names_in, partners, source
 from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Sql
+from datamig_nb.tables import NOT_YET, Reference, Table
 from datamig_nb.transforms import Transform
 
 Tables = Mapping[TableName, Table]

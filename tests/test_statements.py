@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from datamig_nb import preview_sql, statements
 from datamig_nb.checks import check, rows_check
-from datamig_nb.database import Column, ForeignKey, Table
 from datamig_nb.names import TableName
 from datamig_nb.preview_sql import ColumnType
 from datamig_nb.statements import columns_read, indent
 from datamig_nb.steps import backfill, keep_in_step
+from datamig_nb.tables import Column, ForeignKey, Table
 
 few = settings(max_examples=200, derandomize=True, deadline=None, database=None)
 
