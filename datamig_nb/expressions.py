@@ -23,9 +23,11 @@ _LITERAL = re.compile(r"NULL|TRUE|FALSE|'(?:[^']|'')*'", re.IGNORECASE)
 BATCH_MARK = "{batch}"
 # The same range, of the partner's column that equals the key.
 PARTNER_MARK = "{partner}"
+# Whether nearly every row has to be changed, so that none is asked; FALSE at first.
+SURE_MARK = "{sure}"
 
 # What rendered statements use themselves, so that no expression may hold it.
-_MARKS = (BATCH_MARK, PARTNER_MARK, "$datamig$", "\0")
+_MARKS = (BATCH_MARK, PARTNER_MARK, SURE_MARK, "$datamig$", "\0")
 
 
 def expression_text(expression: Expression) -> str:

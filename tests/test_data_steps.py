@@ -166,6 +166,28 @@ def shop(database: Database) -> Database:
     return database
 
 
+def test_a_row_that_gets_no_value_is_not_rewritten_but_where_nearly_every_row_gets_one(
+    database: Database, project: AlembicProject
+) -> None:
+    query(database, "CREATE TABLE item (id int PRIMARY KEY)")
+    query(database, "INSERT INTO item SELECT n FROM generate_series(1, 400) AS n")
+    half = "CASE WHEN id <= 200 THEN id END"
+    fills = {"every": "id", "second": "nullif(id % 2, 0)", "half": half}
+
+    up(
+        database,
+        project,
+        *(new("item", column, sa.Integer()) for column in fills),
+        *(backfill("item", {column: value}) for column, value in fills.items()),
+    )
+
+    found = query(database, "SELECT count(every), count(second), count(half) FROM item")
+    changed = {name.removeprefix("fill "): rows for name, (*_, rows) in walks(database).items()}
+    assert tuple(found[0]) == (400, 200, 200)
+    assert (changed["every"], changed["second"]) == (400, 200)
+    assert 200 <= changed["half"] <= 200 + 16 * SMALL["MOST_BATCH_ROWS"]
+
+
 def test_two_backfills_of_one_column_take_the_rows_that_they_name(
     shop: Database, project: AlembicProject
 ) -> None:
