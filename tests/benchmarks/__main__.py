@@ -1,4 +1,4 @@
-"""Run the measurements: ``python -m tests.benchmarks [NAME …] [--rows N]``."""
+"""Run the measurements: ``python -m tests.benchmarks [NAME …] [--rows N] [--only WORDS]``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,19 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from datamig_nb.database import Database, connect
+from tests.benchmarks import cost
 
-_ALL = ("backfill", "cases", "forecast", "latency", "scale", "profile", "rehearsal", "transform")
+_ALL = (
+    "backfill",
+    "batches",
+    "cases",
+    "forecast",
+    "latency",
+    "scale",
+    "profile",
+    "rehearsal",
+    "transform",
+)
 
 
 @contextmanager
@@ -29,7 +40,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
     parser.add_argument("names", nargs="*", choices=[*_ALL, []], default=_ALL)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--only", default="", help="part of the name of backfills' cases")
     given = parser.parse_args()
+    cost.ONLY = given.only
     for name in given.names:
         print(f"== {name}, {given.rows:,} rows", flush=True)
         with _database() as database:

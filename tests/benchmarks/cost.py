@@ -22,6 +22,8 @@ import datamig_nb as dm
 from datamig_nb.database import Database, run
 
 RUNS = 3
+#: What the names of the cases hold that are measured.
+ONLY = ""
 
 
 @dataclass(frozen=True, kw_only=True)
