@@ -21,7 +21,15 @@ from datamig_nb.checks import (
     unique,
 )
 from datamig_nb.clones import Clones, clones, drop_clones
-from datamig_nb.composed import drop_columns, drop_tables, fill_new_column, fill_nulls, rebuild_enum
+from datamig_nb.composed import (
+    advance_sequence,
+    drop_columns,
+    drop_tables,
+    extract_values,
+    fill_new_column,
+    fill_nulls,
+    rebuild_enum,
+)
 from datamig_nb.compound import change_type, create_table_as, merge_rows
 from datamig_nb.database import Database, connect, guide_database
 from datamig_nb.errors import DatamigError
@@ -84,6 +92,7 @@ __all__ = [
     "TableProfile",
     "ValidationReport",
     "add_column",
+    "advance_sequence",
     "allowed_values",
     "alter_column",
     "back_up",
@@ -118,6 +127,7 @@ __all__ = [
     "export",
     "expr",
     "extract_table",
+    "extract_values",
     "fill_new_column",
     "fill_nulls",
     "guide_database",

@@ -257,9 +257,12 @@ def _insert(draft: Draft, step: InsertRows) -> list[str]:
     lines += _keep_rows(draft, step.table, saved)
     if changed is not None:
         lines.append(f"step({draft.constant('keep values', kept.keep_values(changed))})")
-    insert = kept.insert_batch(step, columns, saved, changed, key, (ID, name))
+    known = draft.catalog.table(step.table).columns
+    numbered = any(c.generated and not c.computed and c.name in columns for c in known)
+    place = (ID, name)
+    insert = kept.insert_batch(step, columns, saved, changed, key, place, overriding=numbered)
     work = draft.constant(f"insert into {step.table.name}", insert)
-    more = {"relation": draft.constant(f"rows for {step.table.name}", statements.source(step))}
+    more = {"relation": draft.constant(f"source of {step.table.name}", statements.source(step))}
     more |= walks.options(step.walk, _hold(draft, step)) | {"least_rows": "JOINED_BATCH_ROWS"}
     return [*lines, draft.run(name, step.table, tuple(map(quote, step.key)), work, more)]
 

@@ -253,16 +253,20 @@ def insert_batch(
     changed: Kept | None,
     key: Sequence[str],
     place: tuple[str, str],
+    *,
+    overriding: bool = False,
 ) -> str:
     """The INSERT of one batch that keeps, in the same statement, what it puts in.
 
     ``changed`` keeps the values of rows that ON CONFLICT DO UPDATE changes; ``place`` is the
-    revision and the name of the walk.
+    revision and the name of the walk; ``overriding`` puts numbers of its own into an identity
+    column that is GENERATED ALWAYS.
     """
+    always = " OVERRIDING SYSTEM VALUE" if overriding else ""
     names = ", ".join(map(quote, columns))
     conflict = "" if step.on_conflict is None else f"\nON CONFLICT {step.on_conflict}"
     put = (
-        f"WITH put AS (\nINSERT INTO {step.table.sql} ({names})\n"
+        f"WITH put AS (\nINSERT INTO {step.table.sql} ({names}){always}\n"
         f"SELECT {names} FROM {source(step)}\n WHERE {BATCH_MARK}{conflict}\nRETURNING *\n)"
     )
     if changed is None:

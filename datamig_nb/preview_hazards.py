@@ -67,11 +67,13 @@ def failing_before(
     return found
 
 
-def rows_moved(connection: sa.Connection, step: Step, catalog: Catalog) -> list[Hazard]:
+def rows_moved(
+    connection: sa.Connection, step: Step, migration: Migration, catalog: Catalog
+) -> list[Hazard]:
     """How many rows come, go or are left alone."""
     counted = [
         (run(connection, query).scalar_one(), what, advice)
-        for query, what, advice in rows_told(step, catalog)
+        for query, what, advice in rows_told(step, migration, catalog)
     ]
     return [
         Hazard(severity="note", what=what, rows=count or 0, advice=advice)

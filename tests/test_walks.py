@@ -76,11 +76,20 @@ def planned(step: Backfill, *others: Step, **more: Any) -> walks.BackfillPlan:
 
 
 def test_a_repeatable_backfill_looks_back_and_may_be_woven() -> None:
-    differs = "(a, b) IS DISTINCT FROM (upper(place), '')"
+    differs = "(place, b) IS DISTINCT FROM (upper(a), '')"
 
-    assert planned(backfill("shop.sale", {"a": "upper(place)", "b": "''"})) == walks.BackfillPlan(
+    assert planned(backfill("shop.sale", {"place": "upper(a)", "b": "''"})) == walks.BackfillPlan(
         guard=differs, look_back=differs, woven="id"
     )
+
+
+def test_the_value_of_new_columns_need_not_be_computed_to_see_that_they_are_empty() -> None:
+    differs = "(a, b) IS DISTINCT FROM (upper(place), '')"
+
+    plan = planned(backfill("shop.sale", {"a": "upper(place)", "b": "''"}))
+
+    assert plan.guard == f"({{sure}} AND a IS NULL AND b IS NULL\n OR {differs})"
+    assert plan.look_back == differs
 
 
 def test_filling_what_is_null_is_repeatable_unless_more_is_done_to_the_value() -> None:
@@ -96,7 +105,6 @@ def test_what_a_trigger_keeps_in_step_is_looked_for_where_nothing_is() -> None:
 
     plan = planned(backfill("shop.sale", fill), keep_in_step("shop.sale", fill))
 
-    assert plan.guard == "a IS DISTINCT FROM (upper(place))"
     assert plan.look_back == "a IS NULL AND a IS DISTINCT FROM (upper(place))"
 
 

@@ -22,8 +22,6 @@ import datamig_nb as dm
 from datamig_nb.database import Database, run
 
 RUNS = 3
-#: What the names of the cases hold that are measured.
-ONLY = ""
 
 
 @dataclass(frozen=True, kw_only=True)
