@@ -107,7 +107,7 @@ def _new_default(connection: sa.Connection, change: Change, default: str) -> str
     given = re.sub(
         rf"(?<![\w.\"]){re.escape(quote(step.column))}(?![\w(\"])", lambda _: given, change.pattern
     )
-    if is_volatile(connection, given) or re.search(r"\bnow\(|\bCURRENT_|\bLOCAL", given, re.I):
+    if is_volatile(connection, given):
         return given
     raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
     try:
