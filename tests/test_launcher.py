@@ -40,5 +40,5 @@ def test_a_run_that_cannot_begin_says_what_to_do(launcher: Launcher, tmp_path: P
     launcher._process.kill()  # pyright: ignore[reportPrivateUsage]
     launcher._process.wait()  # pyright: ignore[reportPrivateUsage]
 
-    with pytest.raises(RehearsalError, match="could not be started.*rehearse again"):
+    with pytest.raises(RehearsalError, match=r"could not be started.*rehearse again"):
         launcher.start(NOTHING, tmp_path, {})
