@@ -50,11 +50,12 @@ def upgrade(draft: Draft) -> str:
 
 def _preflight(draft: Draft) -> list[str]:
     steps = draft.migration.steps
-    checks: list[tuple[str, str]] = [
-        (condition.holds, condition.failing)
+    conditions = [
+        condition
         for number, step in enumerate(steps)
         for condition in preflight.preflight(step, steps[:number])
     ]
+    checks: list[tuple[str, str]] = [*preflight.nothing_yet(conditions)]
     asked = [check for check in draft.migration.checks if check.before]
     asked += walks.early_checks(draft.migration, draft.catalog)
     asked += (
