@@ -381,7 +381,7 @@ CHINOOK = guide.GUIDE.parents[1] / "databases" / "chinook" / "load.sh"
 
 
 @pytest.mark.skipif(not CHINOOK.is_file(), reason="../shared/databases does not hold chinook")
-def test_tracks_of_chinook_change_their_genre_by_the_guide_and_keep_it_by_ours(
+def test_albums_of_chinook_change_their_artist_by_the_guide_and_keep_it_by_ours(
     database: Database, tmp_path: Path
 ) -> None:
     url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
@@ -389,23 +389,25 @@ def test_tracks_of_chinook_change_their_genre_by_the_guide_and_keep_it_by_ours(
     subprocess.run(
         ["sh", CHINOOK, url], check=True, capture_output=True, env={**os.environ, "PATH": path}
     )
-    query(database, "UPDATE genre SET name = name WHERE genre_id % 2 = 0")  # edited once
-    names = {"old_cat.id": "old_cat.genre_id", "category": "genre", "task": "track"}
+    query(database, "UPDATE artist SET name = name WHERE artist_id % 2 = 0")  # edited once
+    names = {"old_cat.id": "old_cat.artist_id", "category": "artist", "task": "album"}
     theirs = on_other_tables("ghi789jkl012", names, tmp_path)
-    ours = dm.extract_table("genre", "genre_new", children={"track": "genre_id"}, key="genre_id")
+    ours = dm.extract_table(
+        "artist", "artist_new", children={"album": "artist_id"}, key="artist_id"
+    )
 
     by_guide = dm.rehearse(database, theirs, checks=[_kept("id")])
-    by_us = dm.rehearse(database, dm.render(database, ours), checks=[_kept("genre_id")])
+    by_us = dm.rehearse(database, dm.render(database, ours), checks=[_kept("artist_id")])
 
-    assert failing(by_guide)["every track keeps the name of its genre"] > 100
+    assert failing(by_guide)["every album keeps the name of its artist"] > 100
     assert (by_us.ready, by_us.verdict) == (True, "lossless"), by_us.summary
 
 
 def _kept(key: str) -> Check:
     return dm.check(
-        "every track keeps the name of its genre",
-        "SELECT track_id FROM track JOIN datamig_before.track AS old USING (track_id)"
-        " JOIN genre AS was ON was.genre_id = old.genre_id"
-        f" LEFT JOIN genre_new AS now ON now.{key} = track.genre_id"
+        "every album keeps the name of its artist",
+        "SELECT album_id FROM album JOIN datamig_before.album AS old USING (album_id)"
+        " JOIN artist AS was ON was.artist_id = old.artist_id"
+        f" LEFT JOIN artist_new AS now ON now.{key} = album.artist_id"
         " WHERE now.name IS DISTINCT FROM was.name",
     )
