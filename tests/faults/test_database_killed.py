@@ -121,7 +121,7 @@ def test_a_cut_line_leaves_a_session_at_work_that_disturbs_nobody(
 
     with line_to(database) as (far, line):
         with held(database, "SELECT FROM shop.visit FOR UPDATE"):
-            for _ in range(8):
+            for _ in range(4):
                 with project.start(far, "upgrade", "head") as running:
                     wait_until(lambda: scanned(database))
                     time.sleep(chance.uniform(0, 0.3))
