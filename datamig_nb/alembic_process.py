@@ -36,6 +36,9 @@ SELECT concat_ws(' ', oid, extract(epoch FROM pg_postmaster_start_time()))
 #: The word that brings the database to where the revision begins, and tells where that is.
 PREPARE = "prepare"
 
+# What the docstring of a revision says that was rendered.
+_OURS = "Written by datamig_nb"
+
 _POSTGRESQL = re.compile(r"postgres(?:ql)?(\+\w+)?://")
 
 
@@ -97,7 +100,10 @@ def _configured(ini: str, words: Sequence[str], url: str) -> tuple[Config, Any]:
 
 
 def _prepare(ini: str, begin: str | None, url: str) -> dict[str, Any]:
-    """Stamp a database that Alembic does not know; bring one that is behind to the beginning."""
+    """Stamp a database that Alembic does not know; bring one that is behind to the beginning.
+
+    Revisions of ours note that they ran: with no such note of Alembic's, those before it did not.
+    """
     seen: dict[str, Any] = {}
 
     def look(heads: tuple[str, ...], context: MigrationContext) -> list[Any]:
@@ -109,11 +115,14 @@ def _prepare(ini: str, begin: str | None, url: str) -> dict[str, Any]:
     script = ScriptDirectory.from_config(config)
     with EnvironmentContext(config, script, fn=look):
         script.run_env()
-    seen["stamped"] = begin is not None and not seen["heads"]
-    seen["upgraded"] = begin is not None and not seen["stamped"] and begin not in seen["heads"]
-    if seen["stamped"]:
-        command.stamp(_configured(ini, ["stamp", str(begin)], url)[0], str(begin))
-    elif seen["upgraded"]:
+    known: Any = None if seen["heads"] else begin
+    while known and _OURS in (script.get_revision(known).longdoc or ""):
+        known = script.get_revision(known).down_revision
+    seen["stamped"] = known
+    seen["upgraded"] = begin is not None and begin not in (*seen["heads"], known)
+    if known is not None:
+        command.stamp(_configured(ini, ["stamp", known], url)[0], known)
+    if seen["upgraded"]:
         command.upgrade(_configured(ini, ["upgrade", str(begin)], url)[0], str(begin))
     return seen
 

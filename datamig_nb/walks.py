@@ -102,16 +102,16 @@ def is_late(step: Step, earlier: Iterable[Step], catalog: Catalog) -> bool:
     return catalog.reads_made(*step.texts) or targets.depends(step, earlier, catalog.tables)
 
 
-def early_checks(migration: Migration, catalog: Catalog) -> list[Check]:
-    """What is asked before the first write."""
-    found: list[Check] = [*catalog.readable]
+def early_checks(migration: Migration, catalog: Catalog, whole: Migration) -> list[Check]:
+    """What is asked before the first write of a migration, which may be a part of another."""
+    found: list[Check] = [*catalog.readable] if migration.transforms else []
     for number, step in enumerate(migration.steps):
         is_delete = isinstance(step, DeleteRows)
         parts = targets.deletions(step, catalog.tables) if is_delete else (step,)
         for place, part in enumerate(parts):
             earlier = (*migration.steps[:number], *parts[:place])
             if not is_late(part, earlier, catalog):
-                found += asked(part, migration, catalog)
+                found += asked(part, whole, catalog)
     return found
 
 

@@ -82,6 +82,7 @@ FLOORS = {
     "walks": 8,
     "draft": 9,
     "draft_dropped": 10,
+    "phases": 10,
     "draft_upgrade": 11,
     "draft_downgrade": 11,
     "render": 12,
