@@ -17,8 +17,6 @@ from tests.scratch import query
 
 PHASES: tuple[Phase, ...] = ("expand", "migrate", "contract")
 SPLIT = dm.split_column("guide.user", "full_name", nullable=False)
-#: The extraction's contract exchanges columns.
-VERDICTS = dict(zip(PHASES, ("lossless", "lossless with backup", "lossless"), strict=True))
 EXTRACT = dm.extract_table(
     "guide.category",
     "guide.category_new",
@@ -129,12 +127,14 @@ def test_each_file_of_an_extraction_is_rendered_and_rehearsed_where_those_before
         revision = dm.render(guide, EXTRACT, alembic=project.ini, phase=phase)
         if phase != "expand":
             rehearsal = dm.rehearse(guide, revision)
-            assert (rehearsal.passed, rehearsal.verdict) == (True, VERDICTS[phase]), rehearsal
+            assert rehearsal.passed, rehearsal
+            assert rehearsal.verdict == "lossless with backup"
         project.add(revision)
         query(guide, insert)
         states.append(contents(guide))
         ok(project.alembic(guide, "upgrade", "head"))
-    assert query(guide, "SELECT count(*) FROM guide.task WHERE category_id IS NULL") == [0]
+    ours = "WHERE title = 'written meanwhile'"
+    assert query(guide, f"SELECT count(*), count(category_id) FROM guide.task {ours}") == [(3, 3)]
     for state in reversed(states):
         ok(project.alembic(guide, "downgrade", "-1"))
         assert contents(guide) == state
@@ -145,11 +145,14 @@ def test_later_files_are_rehearsed_in_a_project_whose_earlier_ones_did_not_run_y
     guide: Database, project: AlembicProject
 ) -> None:
     nameless(guide)
+    verdicts = list[str]()
     for phase in PHASES:
         revision = dm.render(guide, SPLIT, alembic=project.ini, phase=phase)
         rehearsal = dm.rehearse(guide, revision)
-        assert (rehearsal.passed, rehearsal.verdict) == (True, VERDICTS[phase]), rehearsal
+        assert rehearsal.passed, rehearsal
         dm.export(rehearsal)
+        verdicts.append(rehearsal.verdict)
+    assert verdicts == ["lossless", "lossless with backup", "lossless"]
 
 
 def test_without_a_project_a_later_phase_says_what_must_run_first(guide: Database) -> None:
