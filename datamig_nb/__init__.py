@@ -21,7 +21,15 @@ from datamig_nb.checks import (
     unique,
 )
 from datamig_nb.clones import Clones, clones, drop_clones
-from datamig_nb.composed import drop_columns, drop_tables, fill_new_column, fill_nulls, rebuild_enum
+from datamig_nb.composed import (
+    advance_sequence,
+    drop_columns,
+    drop_tables,
+    extract_values,
+    fill_new_column,
+    fill_nulls,
+    rebuild_enum,
+)
 from datamig_nb.compound import change_type, create_table_as, merge_rows
 from datamig_nb.database import Database, connect, guide_database
 from datamig_nb.errors import DatamigError
@@ -48,7 +56,8 @@ from datamig_nb.operations import (
 from datamig_nb.pages import save_html
 from datamig_nb.patterns import map_values, split_column
 from datamig_nb.preview import Preview, preview
-from datamig_nb.profile import TableProfile, profile
+from datamig_nb.profile import profile
+from datamig_nb.profiled import TableProfile
 from datamig_nb.project import create_project
 from datamig_nb.reference_rows import put_rows
 from datamig_nb.rehearsal import Rehearsal
@@ -83,6 +92,7 @@ __all__ = [
     "TableProfile",
     "ValidationReport",
     "add_column",
+    "advance_sequence",
     "allowed_values",
     "alter_column",
     "back_up",
@@ -116,6 +126,7 @@ __all__ = [
     "export",
     "expr",
     "extract_table",
+    "extract_values",
     "fill_new_column",
     "fill_nulls",
     "guide_database",

@@ -17,12 +17,13 @@ from typing import TypeAlias
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from datamig_nb.database import Database, Table, explained, run
+from datamig_nb.database import Database, explained, run
 from datamig_nb.display import counted
 from datamig_nb.errors import UnknownTableError
 from datamig_nb.expressions import listed
 from datamig_nb.measure import OTHERS
 from datamig_nb.names import literal, quote
+from datamig_nb.tables import Table
 
 #: Rows whose values and keys it uses.
 SAMPLE_ROWS = 300

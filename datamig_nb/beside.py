@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from datamig_nb.alembic_runs import AlembicRun, Running
 from datamig_nb.application import Writer, as_others
-from datamig_nb.database import Database, Table, explained, run
+from datamig_nb.database import Database, explained, run
 from datamig_nb.display import counted
 from datamig_nb.errors import QueryError
 from datamig_nb.meter import measuring
@@ -25,6 +25,7 @@ from datamig_nb.scene import LOOK_SECONDS, FaultResult, Scene
 from datamig_nb.snapshot import hash_columns
 from datamig_nb.statements import names_in
 from datamig_nb.steps import Backfill, DeleteRows, InsertRows, KeepInStep, Sql
+from datamig_nb.tables import Table
 from datamig_nb.transforms import Transform
 from datamig_nb.validate import validate
 

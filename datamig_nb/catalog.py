@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, cast
@@ -15,8 +14,9 @@ from sqlalchemy.dialects import postgresql
 from datamig_nb import ddl, statements, targets
 from datamig_nb.checks import Check, QueryCheck, RowCheck, Unchanged
 from datamig_nb.compound import ChangeType, CreateTableAs, MergeRows, Swap
-from datamig_nb.database import NOT_YET, Column, Database, Table, read_table, run
+from datamig_nb.database import Database, run
 from datamig_nb.errors import ExpressionError, MigrationError
+from datamig_nb.expressions import is_literal
 from datamig_nb.migration import CreateEnum, Migration, Step, added_columns, step_table
 from datamig_nb.names import TableName, literal, sqlalchemy_dialect
 from datamig_nb.preflight import definition_query
@@ -24,6 +24,7 @@ from datamig_nb.preview_sql import ColumnType
 from datamig_nb.readable import readable_checks
 from datamig_nb.stages import Found
 from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Sql
+from datamig_nb.tables import NOT_YET, Column, Table, read_table
 from datamig_nb.transforms import Transform
 
 #: What a backfill gives: table, column and expression.
@@ -548,7 +549,6 @@ def _named_columns(
 
 # Whole numbers, and the types that hold each of them as it is; texts without a limit to pad to.
 _WHOLE, _HOLD_WHOLE, _TEXTS = {20, 21, 23}, {20, 21, 23, 701, 1700}, {25, 1043}
-_LITERAL = re.compile(r"NULL|TRUE|FALSE|'(?:[^']|'')*'", re.IGNORECASE)
 
 # What PostgreSQL says of a value that it does not put into a column of another type; domains,
 # arrays and what is cast by way of text are left to it.
@@ -572,7 +572,7 @@ def _with_types(connection: sa.Connection, catalog: Catalog, migration: Migratio
     for step in migration.backfills:
         for column, text in step.assign.items():
             type, given = catalog.column_type(step.table, column), (step.table, column, text)
-            if _LITERAL.fullmatch(text) or type.labels is not None:
+            if is_literal(text) or type.labels is not None:
                 continue
             if catalog.reads_made(text, step.using or ""):
                 altered |= set() if type.is_text else {given}

@@ -10,20 +10,26 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from datamig_nb.checks import no_nulls
+from datamig_nb.checks import no_nulls, rows_check
 from datamig_nb.compound import change_type
-from datamig_nb.expressions import Expression, expressions
+from datamig_nb.errors import MigrationError
+from datamig_nb.expressions import Expression, expressions, listed
 from datamig_nb.migration import Step, Steps
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.operations import (
     add_column,
     alter_column,
     create_enum,
+    create_foreign_key,
+    create_index,
+    create_table,
     drop_column,
     drop_table,
     sql,
 )
-from datamig_nb.steps import back_up, backfill
+from datamig_nb.steps import back_up, backfill, insert_rows
+
+_TEXT = sa.Text()
 
 
 def fill_nulls(
@@ -56,7 +62,7 @@ def fill_nulls(
 
 
 def fill_new_column(
-    table: str,
+    table: str | TableName,
     column: sa.Column[Any],
     expression: Expression,
     *,
@@ -106,18 +112,83 @@ def drop_tables(*tables: str, keep: bool = True) -> tuple[Step, ...]:
     return tuple(steps)
 
 
+def extract_values(
+    columns: Mapping[str, str],
+    *,
+    into: str,
+    reference: str,
+    name: str = "name",
+    type: sa.types.TypeEngine[Any] = _TEXT,
+) -> tuple[Steps, ...]:
+    """Make a table of the values of text columns, and let the rows refer to it.
+
+    Each distinct value but NULL becomes a row of ``into``, numbered by an identity column ``id``;
+    each table gets a column with that number, an index and a foreign key.  The columns of text
+    stay: :func:`drop_columns` is a step of its own.  Values that the application writes for the
+    first time while it runs stop the revision, which names their rows.
+
+    Parameters
+    ----------
+    columns
+        Table -> its column of text.
+    into
+        The table to be made.
+    reference
+        Name of the new column, the same in all tables.
+    name, type
+        Name and type of the column that holds the value.
+    """
+    made, value = TableName.parse(into), quote(name)
+    tables = {TableName.parse(table): column for table, column in columns.items()}
+    values = "\n UNION\n".join(
+        f"SELECT {quote(column)} AS {value} FROM {table.sql} WHERE {quote(column)} IS NOT NULL"
+        for table, column in tables.items()
+    )
+    key = sa.Column("id", sa.Integer(), sa.Identity(), primary_key=True)
+    held = sa.Column(name, type, nullable=False, unique=True)
+    steps: list[Steps] = [
+        create_table(made.name, key, held, schema=made.schema),
+        insert_rows(made, values, key=name),
+    ]
+    for table, column in tables.items():
+        own, number = f"{quote(table.name)}.{quote(column)}", sa.Column(reference, sa.Integer())
+        source, on = f"{made.sql} AS found", f"found.{value} = {own}"
+        steps += [
+            fill_new_column(table, number, "found.id", using=source, on=on),
+            rows_check(
+                f"every {column} of {table} is in {made}",
+                table,
+                f"{quote(column)} IS NOT NULL AND {quote(reference)} IS NULL",
+            ),
+            create_index(
+                f"{table.name}_{reference}_idx"[:63], table.name, [reference], schema=table.schema
+            ),
+            create_foreign_key(
+                f"{table.name}_{reference}_fkey"[:63],
+                table.name,
+                made.name,
+                [reference],
+                ["id"],
+                source_schema=table.schema,
+                referent_schema=made.schema,
+            ),
+        ]
+    return tuple(steps)
+
+
 def rebuild_enum(
     type_: str,
     columns: Mapping[str, str],
     labels: Sequence[str],
     *,
     mapping: Mapping[str, str] = MappingProxyType({}),
+    rename: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Steps, ...]:
     """Give an enum type other labels, or another order, for the columns that are of it.
 
     A new type is made and the columns change to it in batches and a short swap, with defaults and
     indexes; then it takes the name of the old one, which goes to the schema ``datamig`` for the way
-    back.  To add a label, or to rename one, ``ALTER TYPE`` by :func:`sql` is enough.
+    back.  To add a label, or only to rename one, ``ALTER TYPE`` by :func:`sql` is enough.
 
     Parameters
     ----------
@@ -126,23 +197,27 @@ def rebuild_enum(
     labels
         The labels of the type afterwards, in their order.
     mapping
-        Label that goes -> one that stays.  Which rows had it is kept.
+        Label that goes -> another that takes its rows as well.  Which rows had it is kept.
+    rename
+        Label -> its new name.
     """
     old = TableName.parse(type_)
     new = TableName(old.schema, f"{old.name}_new")
     aside = TableName("datamig", f"{old.name}_{sha256(repr(labels).encode()).hexdigest()[:8]}")
-    steps: list[Steps] = [create_enum(str(new), *labels)]
-    whens = " ".join(f"WHEN {literal(a)} THEN {literal(b)}" for a, b in mapping.items())
+    _require_labels(type_, labels, mapping, rename)
+    olds = {after: before for before, after in rename.items()}
+    merged = {gone: olds.get(stays, stays) for gone, stays in mapping.items()}
     gone = ", ".join(map(literal, mapping))
+    steps: list[Steps] = [create_enum(str(new), *labels)]
     for table, column in columns.items():
         name = quote(column)
-        mapped = f"CASE {name}::text {whens} ELSE {name}::text END" if mapping else f"{name}::text"
         if mapping:
-            one_of = f"{name}::text IN ({gone})"
             steps.append(back_up(table, column))
-            steps.append(backfill(table, {column: f"({mapped})::{old.sql}"}, where=one_of))
-        back = f"{name}::text::{old.sql}"
-        steps.append(change_type(table, column, new.sql, using=mapped, keep=False, back=back))
+            stays = _cases(name, merged, f"::{old.sql}")
+            steps.append(backfill(table, {column: stays}, where=f"{name}::text IN ({gone})"))
+        value = _cases(f"{name}::text", {**mapping, **rename})
+        back = f"({_cases(f'{name}::text', olds)})::{old.sql}"
+        steps.append(change_type(table, column, new.sql, using=value, keep=False, back=back))
     moved, named = TableName(old.schema, aside.name), quote(old.name)
     steps.append(
         sql(
@@ -156,3 +231,42 @@ def rebuild_enum(
         )
     )
     return tuple(steps)
+
+
+def _require_labels(
+    type: str, labels: Sequence[str], mapping: Mapping[str, str], rename: Mapping[str, str]
+) -> None:
+    gone, there = {*mapping, *rename}, {*mapping.values(), *rename.values()}
+    if gone & {*labels} or there - {*labels}:
+        wrong = listed(sorted(gone & {*labels} or there - {*labels}))
+        what = "goes and stays" if gone & {*labels} else "is no label"
+        raise MigrationError(
+            f"{wrong} of the enum {type!r} {what}",
+            "labels= holds those that are there afterwards; mapping= and rename= lead from others"
+            " to these",
+        )
+
+
+def _cases(value: str, names: Mapping[str, str], type: str = "") -> str:
+    """The value, or what is named for it."""
+    if not names:
+        return value
+    whens = " ".join(f"WHEN {literal(a)} THEN {literal(b)}{type}" for a, b in names.items())
+    return f"CASE {value} {whens} ELSE {value} END"
+
+
+def advance_sequence(table: str, column: str) -> Step:
+    """Let the sequence of a serial or identity column count on behind the highest value there is.
+
+    For a table that got rows with numbers of their own, by :func:`insert_rows` or
+    :func:`put_rows`.  A sequence that is further already stays.
+    """
+    name = TableName.parse(table)
+    sequence = f"pg_get_serial_sequence({literal(name.sql)}, {literal(column)})::regclass"
+    return sql(
+        f"SELECT setval(sequence, greatest(highest, pg_sequence_last_value(sequence)))\n"
+        f"  FROM (SELECT {sequence} AS sequence, max({quote(column)}) AS highest\n"
+        f"          FROM {name.sql}) AS used",
+        undo="",
+        name=f"let {column} of {table} count on from its highest value",
+    )

@@ -209,7 +209,8 @@ def change_type(
     using
         Expression over the row for the new value; the column itself by default.  Where it gives
         text and the type is another, it is cast, and texts that are no value of the type are found
-        before the first write (PostgreSQL 16 and newer): write ``"substr(id, 4)"`` rather than
+        before the first write (on a PostgreSQL older than 16 only those of whole numbers, numeric
+        without a length, boolean, uuid and ISO dates): write ``"substr(id, 4)"`` rather than
         ``"substr(id, 4)::uuid"``.
     otherwise
         Expression for the rows whose value would be lost: that hold one, and for which ``using``

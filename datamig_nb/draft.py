@@ -140,6 +140,8 @@ class Draft:
         for step in self.migration.steps:
             if isinstance(step, Backfill | KeepInStep):
                 self.references(step)
+            elif isinstance(step, InsertRows):
+                self._expression(f"rows for {step.table.name}", step.select)
         for step in self.migration.transforms:
             self._names.update(step.function.names)
 

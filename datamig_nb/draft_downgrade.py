@@ -242,6 +242,7 @@ def _restore_values(draft: Draft, saved: kept.Kept, number: int, more: dict[str,
     work = draft.constant(f"restore {' '.join(saved.types)}", kept.restore_batch(saved))
     keys = tuple(f"kept.{quote(part)}" for part in saved.key)
     return [
+        f"step({draft.constant('index what was kept', kept.index_kept(saved))})",
         draft.run_over(name, saved.table, keys, work, saved.name, more),
         *_drop_kept(draft, saved.name, kept.note_edited(saved, ID)),
     ]

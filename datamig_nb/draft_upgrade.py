@@ -158,10 +158,10 @@ def _backfill(draft: Draft, step: Backfill) -> list[str]:
             more["partner"] = python_text(partner)
             bounded = replace(step, on=f"{PARTNER_MARK} AND ({step.on})")
     if saved := draft.saved(step):
-        lines += _keep_values(draft, saved)
+        lines.append(f"step({draft.constant('keep values', kept.keep_values(saved))})")
         returning = draft.minimum_server >= kept.RETURNS_OLD
         keeping = kept.update_batch_returning if returning else kept.update_batch_keeping
-        update = keeping(bounded, expressions, plan.guard, saved)
+        update = keeping(bounded, expressions, plan.guard, saved, (ID, name))
     else:
         update = statements.update_batch(bounded, expressions, plan.guard)
     if plan.look_back is not None:
@@ -176,12 +176,6 @@ def _backfill(draft: Draft, step: Backfill) -> list[str]:
             more["connections"] = str(step.walk.connections)
     work = draft.constant(f"fill {' '.join(step.assign)}", update)
     return [*lines, draft.run(name, step.table, _key(draft, step, plan), work, more)]
-
-
-def _keep_values(draft: Draft, saved: kept.Kept) -> list[str]:
-    wishes = ("keep values", "keep key")
-    pairs = zip(wishes, kept.keep_values(saved), strict=True)
-    return [f"step({draft.constant(wish, statement)})" for wish, statement in pairs]
 
 
 def _not_begun(draft: Draft, step: Backfill | DeleteRows) -> str | None:
@@ -256,10 +250,14 @@ def _insert(draft: Draft, step: InsertRows) -> list[str]:
     assert saved is not None
     lines = _late_checks(draft, step, _earlier(draft, step), name)
     lines += _keep_rows(draft, step.table, saved)
-    lines += [] if changed is None else _keep_values(draft, changed)
-    insert = kept.insert_batch(step, columns, saved, changed, key)
+    if changed is not None:
+        lines.append(f"step({draft.constant('keep values', kept.keep_values(changed))})")
+    known = draft.catalog.table(step.table).columns
+    numbered = any(c.generated and not c.computed and c.name in columns for c in known)
+    place = (ID, name)
+    insert = kept.insert_batch(step, columns, saved, changed, key, place, overriding=numbered)
     work = draft.constant(f"insert into {step.table.name}", insert)
-    more = {"relation": draft.constant(f"rows for {step.table.name}", statements.source(step))}
+    more = {"relation": draft.constant(f"source of {step.table.name}", statements.source(step))}
     more |= walks.options(step.walk, _hold(draft, step)) | {"least_rows": "JOINED_BATCH_ROWS"}
     return [*lines, draft.run(name, step.table, tuple(map(quote, step.key)), work, more)]
 

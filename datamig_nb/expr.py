@@ -74,16 +74,26 @@ def slug(text: Expression) -> str:
 
 # ---------------------------------------------------------------- types
 
-# Type -> regular expression of texts that it takes, as far as one can say without asking it; and
-# the bounds of its values.
-_WRITTEN = {
-    "smallint": (r"[-+]?\d{1,9}", "-32768 AND 32767"),
-    "integer": (r"[-+]?\d{1,18}", "-2147483648 AND 2147483647"),
-    "bigint": (r"[-+]?\d{1,30}", "-9223372036854775808 AND 9223372036854775807"),
-    "numeric": (r"[-+]?(\d{1,1000}(\.\d{0,1000})?|\.\d{1,1000})([eE][-+]?\d{1,3})?", ""),
-    "boolean": (r"([Tt]|[Ff]|[Yy]|[Nn]|1|0|true|false|yes|no|on|off|TRUE|FALSE)", ""),
-    "uuid": (r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", ""),
-    "date": (r"(?!0000)\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])", ""),
+# Type -> regular expression of texts that it takes, before one can ask it; and the bounds of its
+# values.  Of numeric and date a little more is taken: exponents of four digits, other dates.
+_GAP = r"[ \t\n\v\f\r]*"
+_INTEGER = rf"{_GAP}[-+]?[0-9]{{1,30}}{_GAP}"
+_BOOLEAN = (
+    "[Tt]([Rr]([Uu][Ee]?)?)?|[Ff]([Aa]([Ll]([Ss][Ee]?)?)?)?|[Yy]([Ee][Ss]?)?|[Nn][Oo]?"
+    "|[Oo]([Nn]|[Ff][Ff]?)|1|0"
+)
+_UUID = "([0-9a-fA-F]{4}-?){7}[0-9a-fA-F]{4}"
+WRITTEN = {
+    "smallint": (_INTEGER, "-32768 AND 32767"),
+    "integer": (_INTEGER, "-2147483648 AND 2147483647"),
+    "bigint": (_INTEGER, "-9223372036854775808 AND 9223372036854775807"),
+    "numeric": (
+        rf"{_GAP}[-+]?([0-9]{{1,1000}}(\.[0-9]{{0,1000}})?|\.[0-9]{{1,1000}})([eE][-+]?[0-9]{{1,3}})?{_GAP}",
+        "",
+    ),
+    "boolean": (f"{_GAP}({_BOOLEAN}){_GAP}", ""),
+    "uuid": (rf"({_UUID}|\{{{_UUID}\}})", ""),
+    "date": (r"(?!0000)[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])", ""),
 }
 
 
@@ -108,12 +118,12 @@ def try_cast(
     if server >= 16:
         valid = f"pg_input_is_valid({value}, {literal(type)})"
         return f"CASE WHEN {valid} THEN {value}::{type} ELSE {other} END"
-    if type not in _WRITTEN:
+    if type not in WRITTEN:
         raise MigrationError(
             f"before PostgreSQL 16 nothing tells whether a text is a value of type {type}",
-            f"use one of {', '.join(_WRITTEN)}, or write the condition yourself",
+            f"use one of {', '.join(WRITTEN)}, or write the condition yourself",
         )
-    form, bounds = _WRITTEN[type]
+    form, bounds = WRITTEN[type]
     # CASE in CASE: the parts of an AND may be evaluated in any order.
     then = f"{value}::{type}"
     if bounds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -16,13 +17,17 @@ from datamig_nb.names import sqlalchemy_dialect
 #: A SQL expression over one row: text, or a SQLAlchemy element.
 Expression: TypeAlias = "str | sa.ColumnElement[Any]"
 
+_LITERAL = re.compile(r"NULL|TRUE|FALSE|'(?:[^']|'')*'", re.IGNORECASE)
+
 # Stands in the batch statements for the range of keys of one batch.
 BATCH_MARK = "{batch}"
 # The same range, of the partner's column that equals the key.
 PARTNER_MARK = "{partner}"
+# Whether nearly every row has to be changed, so that none is asked; FALSE at first.
+SURE_MARK = "{sure}"
 
 # What rendered statements use themselves, so that no expression may hold it.
-_MARKS = (BATCH_MARK, PARTNER_MARK, "$datamig$", "\0")
+_MARKS = (BATCH_MARK, PARTNER_MARK, SURE_MARK, "$datamig$", "\0")
 
 
 def expression_text(expression: Expression) -> str:
@@ -75,6 +80,11 @@ def expressions(step: str, assign: Mapping[str, Expression]) -> Mapping[str, str
     if not assign:
         raise MigrationError(f"{step}() sets no column", "give {column: expression}")
     return MappingProxyType({column: expression_text(text) for column, text in assign.items()})
+
+
+def is_literal(expression: str) -> bool:
+    """Whether it is one plain value, whose type is that of its place."""
+    return _LITERAL.fullmatch(expression) is not None
 
 
 def listed(columns: Collection[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from datamig_nb.checks import check, rows_check
+from datamig_nb.composed import advance_sequence
 from datamig_nb.compound import change_type, create_table_as
 from datamig_nb.expr import slug as slug_of
 from datamig_nb.expressions import Expression, expression_text
@@ -18,7 +19,6 @@ from datamig_nb.operations import (
     create_index,
     create_table,
     drop_constraint,
-    sql,
 )
 from datamig_nb.steps import insert_rows
 
@@ -108,12 +108,7 @@ def extract_table(
             key=key,
             columns=[key, "slug", *carried],
         ),
-        sql(
-            f"SELECT setval(pg_get_serial_sequence({literal(new.sql)}, {literal(key)}),"
-            f" max({quote(key)})) FROM {new.sql}",
-            undo="",
-            name=f"let {into} count on from its highest key",
-        ),
+        advance_sequence(into, key),
     ]
     if parent:
         steps += [

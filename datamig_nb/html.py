@@ -16,7 +16,7 @@ from datamig_nb.export import Export
 from datamig_nb.migration import Migration, Step, describe
 from datamig_nb.pages import templates
 from datamig_nb.preview import BackfillPreview, Preview
-from datamig_nb.profile import TableProfile
+from datamig_nb.profiled import TableProfile
 from datamig_nb.rehearsal import Rehearsal
 from datamig_nb.render import Revision
 from datamig_nb.set_aside import SetAside

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from datamig_nb.database import Reference
 from datamig_nb.expressions import BATCH_MARK
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.statements import (
@@ -22,6 +21,7 @@ from datamig_nb.statements import (
     update_batch,
 )
 from datamig_nb.steps import Backfill, DeleteRows, InsertRows
+from datamig_nb.tables import Reference
 
 
 def _same(left: str, right: str, key: Sequence[str]) -> str:
@@ -68,33 +68,72 @@ class Kept:
         """All columns of the table, as a list."""
         return ", ".join([self.keys, *(f"{self.before(c)}, {self.after(c)}" for c in self.types)])
 
-    @property
-    def again(self) -> str:
-        """What to do with a row that is kept already: its first old value stays."""
-        news = ", ".join(f"{self.after(c)} = excluded.{self.after(c)}" for c in self.types)
-        return f"ON CONFLICT ({self.keys}) DO UPDATE SET {news}"
+    def add(self, revision: str, walk: str, rows: str) -> str:
+        """Keep what the rows of a WITH query say, and the number of the batch.
+
+        No index is in the way.  A row that the look back changes again is kept again, see
+        :func:`index_kept`.
+        """
+        this = f"({literal(revision)}, {literal(walk)}, 1)"
+        number = f"SELECT batches FROM datamig.run WHERE (revision, step, part) = {this}"
+        return (
+            f"INSERT INTO {self.name} ({self.all_columns}, datamig_batch)\n"
+            f"SELECT {self.all_columns},\n       ({number})\n  FROM {rows}"
+        )
 
 
-def keep_values(kept: Kept) -> tuple[str, str]:
-    """Make the table; its index makes each row of the other one be kept once."""
+def keep_values(kept: Kept) -> str:
+    """Make the table."""
     columns = [f"{quote(part)}" for part in kept.key]
     for column in kept.types:
         columns += [
             f"{quote(column)} AS {kept.before(column)}",
             f"{quote(column)} AS {kept.after(column)}",
         ]
-    table = f"CREATE TABLE IF NOT EXISTS {kept.name} AS\nSELECT {', '.join(columns)}"
-    schema, _, name = kept.name.partition(".")
     return (
-        f"{table}\n  FROM {kept.table.sql} WITH NO DATA",
-        f"CREATE UNIQUE INDEX IF NOT EXISTS {name}_key ON {schema}.{name} ({kept.keys})",
+        f"CREATE TABLE IF NOT EXISTS {kept.name} AS\n"
+        f"SELECT {', '.join(columns)}, 0::bigint AS datamig_batch\n"
+        f"  FROM {kept.table.sql} WITH NO DATA"
     )
 
 
+def index_kept(kept: Kept) -> str:
+    """Make each row be kept once, with an index, before the first is put back.
+
+    A walk that keeps values only adds them: an index in its way would cost more than they do.
+    """
+    name, index = kept.name, f"{kept.name.partition('.')[2]}_key"
+    create = f"CREATE UNIQUE INDEX IF NOT EXISTS {index} ON {name} ({kept.keys})"
+    news = ", ".join(f"{kept.after(c)} = later.{kept.after(c)}" for c in kept.types)
+    order = f"{kept.keys}, datamig_batch DESC"
+    return f"""DO $datamig$
+BEGIN
+    IF to_regclass({literal(name)}) IS NOT NULL THEN
+        {create};
+    END IF;
+EXCEPTION WHEN unique_violation THEN
+    -- The walk changed a row again: its first old value counts, and its last new one.
+    UPDATE {name} AS kept SET {news}
+      FROM (SELECT DISTINCT ON ({kept.keys}) * FROM {name} ORDER BY {order}) AS later
+     WHERE {_same("kept", "later", kept.key)} AND kept.datamig_batch < later.datamig_batch;
+    DELETE FROM {name} AS kept USING {name} AS earlier
+     WHERE {_same("kept", "earlier", kept.key)} AND kept.datamig_batch > earlier.datamig_batch;
+    {create};
+END
+$datamig$"""
+
+
 def update_batch_keeping(
-    backfill: Backfill, expressions: Mapping[str, str], guard: str | None, kept: Kept
+    backfill: Backfill,
+    expressions: Mapping[str, str],
+    guard: str | None,
+    kept: Kept,
+    place: tuple[str, str],
 ) -> str:
-    """The UPDATE of one batch that keeps, in the same statement, what it replaces."""
+    """The UPDATE of one batch that keeps, in the same statement, what it replaces.
+
+    ``place`` is the revision and the name of the walk.
+    """
     name = quote(kept.table.name)
     keys = ", ".join(f"{name}.{quote(part)}" for part in kept.key)
     values = [
@@ -119,8 +158,7 @@ def update_batch_keeping(
         + ",\n           ".join(values)
         + f"\n      FROM {kept.table.sql}{source}\n     WHERE {where}\n"
         f"       FOR NO KEY UPDATE OF {name}\n), kept AS (\n"
-        f"    INSERT INTO {kept.name} ({kept.all_columns}) SELECT {kept.all_columns} FROM batch\n"
-        f"    {kept.again}\n)\n"
+        f"    {indent(kept.add(*place, 'batch'), 4)}\n)\n"
         # The range again: else each row would be looked up by its key.
         f"UPDATE {kept.table.sql} SET {assignments}\n"
         f"  FROM batch WHERE {_same(name, 'batch', kept.key)}\n   AND {BATCH_MARK}"
@@ -132,7 +170,11 @@ RETURNS_OLD = 18
 
 
 def update_batch_returning(
-    backfill: Backfill, expressions: Mapping[str, str], guard: str | None, kept: Kept
+    backfill: Backfill,
+    expressions: Mapping[str, str],
+    guard: str | None,
+    kept: Kept,
+    place: tuple[str, str],
 ) -> str:
     """As :func:`update_batch_keeping`, for a PostgreSQL that is RETURNS_OLD or newer."""
     name = quote(kept.table.name)
@@ -145,9 +187,7 @@ def update_batch_returning(
     update = update_batch(backfill, expressions, guard)
     return (
         f"WITH changed AS (\n{update}\nRETURNING WITH (OLD AS row_before, NEW AS row_after)\n"
-        f"          {', '.join(values)}\n)\n"
-        f"INSERT INTO {kept.name} ({kept.all_columns}) SELECT {kept.all_columns} FROM changed\n"
-        f"{kept.again}"
+        f"          {', '.join(values)}\n)\n{kept.add(*place, 'changed')}"
     )
 
 
@@ -207,30 +247,42 @@ def keep_rows(table: TableName, kept: str) -> str:
 
 
 def insert_batch(
-    step: InsertRows, columns: Sequence[str], kept: str, changed: Kept | None, key: Sequence[str]
+    step: InsertRows,
+    columns: Sequence[str],
+    kept: str,
+    changed: Kept | None,
+    key: Sequence[str],
+    place: tuple[str, str],
+    *,
+    overriding: bool = False,
 ) -> str:
     """The INSERT of one batch that keeps, in the same statement, what it puts in.
 
-    ``changed`` keeps the values of rows that ON CONFLICT DO UPDATE changes.
+    ``changed`` keeps the values of rows that ON CONFLICT DO UPDATE changes; ``place`` is the
+    revision and the name of the walk; ``overriding`` puts numbers of its own into an identity
+    column that is GENERATED ALWAYS.
     """
+    always = " OVERRIDING SYSTEM VALUE" if overriding else ""
     names = ", ".join(map(quote, columns))
     conflict = "" if step.on_conflict is None else f"\nON CONFLICT {step.on_conflict}"
     put = (
-        f"WITH put AS (\nINSERT INTO {step.table.sql} ({names})\n"
+        f"WITH put AS (\nINSERT INTO {step.table.sql} ({names}){always}\n"
         f"SELECT {names} FROM {source(step)}\n WHERE {BATCH_MARK}{conflict}\nRETURNING *\n)"
     )
     if changed is None:
         return f"{put}\nINSERT INTO {kept} SELECT * FROM put"
-    values = ", ".join(f"old.{quote(c)}, put.{quote(c)}" for c in changed.types)
+    values = [f"old.{quote(part)}" for part in key]
+    for c in changed.types:
+        values.append(f"old.{quote(c)} AS {changed.before(c)}")
+        values.append(f"put.{quote(c)} AS {changed.after(c)}")
     joined = f"JOIN {step.table.sql} AS old ON {_same('old', 'put', key)}"
     return (
         f"{put}, new AS (\n"
         "    -- The statement still sees the table as it was before it.\n"
         f"    INSERT INTO {kept}\n    SELECT put.* FROM put LEFT {joined}\n"
         f"     WHERE old.{quote(key[0])} IS NULL\n), changed AS (\n"
-        f"    INSERT INTO {changed.name} ({changed.all_columns})\n"
-        f"    SELECT {', '.join(f'old.{quote(part)}' for part in key)}, {values}\n"
-        f"      FROM put {joined}\n    {changed.again}\n)\nSELECT FROM put"
+        f"    SELECT {', '.join(values)}\n      FROM put {joined}\n), kept AS (\n"
+        f"    {indent(changed.add(*place, 'changed'), 4)}\n)\nSELECT FROM put"
     )
 
 

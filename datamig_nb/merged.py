@@ -8,12 +8,12 @@ import sqlalchemy as sa
 
 from datamig_nb.checks import check
 from datamig_nb.compound import CreateTableAs, MergeRows, create_table_as
-from datamig_nb.database import Reference, Table, read_table
 from datamig_nb.errors import MigrationError
 from datamig_nb.expressions import listed
 from datamig_nb.migration import Step
 from datamig_nb.names import TableName, quote
 from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows
+from datamig_nb.tables import Reference, Table, read_table
 
 # Stands for the map in statements.
 _MERGED = "merged_into"

@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql
 
 from datamig_nb import expr
 from datamig_nb.checks import allowed_values, no_nulls, rows_check
+from datamig_nb.composed import drop_columns
 from datamig_nb.errors import MigrationError
 from datamig_nb.migration import Migration, Step
 from datamig_nb.names import TableName, literal, quote
@@ -97,6 +98,7 @@ def split_column(
     into: tuple[str, str] = ("first_name", "last_name"),
     type: sa.types.TypeEngine[Any] | None = None,
     nullable: bool = True,
+    drop: bool = False,
 ) -> Migration:
     """Split full names into first and last name, in two new columns.
 
@@ -118,6 +120,9 @@ def split_column(
         the migration before its first write.
     nullable
         False makes the first column NOT NULL at the end.
+    drop
+        True drops the full name at the end, and keeps it for the way back; there is no trigger
+        then: the application writes the parts by now.
 
     Raises
     ------
@@ -133,7 +138,7 @@ def split_column(
     steps: list[Step] = [
         add_column(name.name, sa.Column(first, wanted), schema=name.schema),
         add_column(name.name, sa.Column(last, wanted), schema=name.schema),
-        keep_in_step(table, dict(zip(into, parts, strict=True))),
+        *([] if drop else [keep_in_step(table, dict(zip(into, parts, strict=True)))]),
         backfill(table, dict(zip(into, parts, strict=True))),
         rows_check(
             f"{first} and {last} hold every letter of {column}",
@@ -152,6 +157,8 @@ def split_column(
             no_nulls(table, first),
             alter_column(name.name, first, nullable=False, schema=name.schema),
         ]
+    if drop:
+        steps += drop_columns(table, column)
     return Migration(f"split {column} of {table} into {first} and {last}", *steps)
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from datamig_nb.database import Database, is_there, run
-from datamig_nb.expressions import BATCH_MARK, PARTNER_MARK
+from datamig_nb.expressions import BATCH_MARK, PARTNER_MARK, SURE_MARK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ def _plan(connection: sa.Connection, walk: Any) -> BatchPlan:
     try:
         with connection.begin_nested():
             span = _by_pages(connection, walk) if walk.passes > 1 else _by_key(connection, walk)
-            statement = walk.work.replace(BATCH_MARK, span)
+            statement = walk.work.replace(BATCH_MARK, span).replace(SURE_MARK, "FALSE")
             if walk.partner is not None:
                 of_partner = span.replace(f"({', '.join(walk.walked_by)})", walk.partner)
                 statement = statement.replace(PARTNER_MARK, of_partner)

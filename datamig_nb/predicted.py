@@ -7,15 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
+from alembic.operations import ops
 from sqlalchemy.dialects import postgresql
 
-from datamig_nb import kept, preview_sql, targets
+from datamig_nb import dropped, kept, preview_sql, targets
 from datamig_nb.catalog import Catalog
 from datamig_nb.checks import QueryCheck, RowCheck
 from datamig_nb.compound import CreateTableAs, Exchanged, Swap
-from datamig_nb.database import NOT_YET, Column, Table
 from datamig_nb.expressions import expression_text
-from datamig_nb.migration import Migration, Step
+from datamig_nb.migration import Migration, Step, step_table
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.statements import (
     columns_read,
@@ -26,6 +26,7 @@ from datamig_nb.statements import (
     source,
 )
 from datamig_nb.steps import Backfill, DeleteRows, InsertRows, KeepInStep
+from datamig_nb.tables import NOT_YET, Column, Table
 
 
 def foreseeable(migration: Migration) -> Migration:
@@ -141,7 +142,7 @@ def joined(step: Backfill, rows: str) -> tuple[Backfill, str]:
     return replace(step, assign=values, where=None, using=None, on=None), item
 
 
-def rows_told(step: Step, catalog: Catalog) -> list[tuple[str, str, str]]:
+def rows_told(step: Step, migration: Migration, catalog: Catalog) -> list[tuple[str, str, str]]:
     """What there is to say of a step's rows: count queries, what is counted, and what follows."""
     match step:
         case Backfill() | InsertRows() | DeleteRows() if not foreseen(step, catalog):
@@ -164,8 +165,26 @@ def rows_told(step: Step, catalog: Catalog) -> list[tuple[str, str, str]]:
                 (kept.still_there(part), f"rows would be deleted from {part.table}", follows)
                 for part in targets.deletions(step, catalog.tables)
             ]
+        case ops.DropColumnOp() | ops.DropTableOp():
+            return _dropped(step, migration, catalog)
         case _:
             return []
+
+
+def _dropped(
+    step: ops.DropColumnOp | ops.DropTableOp, migration: Migration, catalog: Catalog
+) -> list[tuple[str, str, str]]:
+    table, number = step_table(step), [*map(id, migration.steps)].index(id(step))
+    if catalog.found[number].definition is None:
+        return []  # it is not there, or yet to be made
+    kept_by = dropped.kept_by(step, migration.steps)
+    follows = "they are lost for good; drop_columns() and drop_tables() keep them"
+    if kept_by is not None:
+        follows = "they are kept, and the downgrade brings them back"
+    if isinstance(step, ops.DropTableOp):
+        return [(f"SELECT count(*) FROM {table.sql}", f"rows go with the table {table}", follows)]
+    query = f"SELECT count({quote(step.column_name)}) FROM {table.sql}"
+    return [(query, f"values go with the column {step.column_name} of {table}", follows)]
 
 
 def _value(step: Backfill, column: str, text: str, before: str, catalog: Catalog) -> str:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from datamig_nb import preview_hazards, preview_sql
 from datamig_nb.catalog import Catalog, read_catalog
-from datamig_nb.database import NOT_YET, STATEMENT_TIMEOUT_SECONDS, Database, Table, explained, run
+from datamig_nb.database import STATEMENT_TIMEOUT_SECONDS, Database, explained, run
 from datamig_nb.display import Shown, visible
 from datamig_nb.errors import QueryError
 from datamig_nb.expanded import expanded
@@ -25,6 +25,7 @@ from datamig_nb.predicted import foreseeable, foreseen, joined, rows_before
 from datamig_nb.preview_hazards import Hazard
 from datamig_nb.statements import has_equality
 from datamig_nb.steps import Backfill
+from datamig_nb.tables import NOT_YET, Table
 from datamig_nb.transforms import Transform
 from datamig_nb.twin import TwinComparison, compare_twins
 
@@ -172,7 +173,7 @@ def preview(
             backfills: list[BackfillPreview] = []
             twins: list[TwinComparison] = []
             for number, step in enumerate(migration.steps):
-                hazards += preview_hazards.rows_moved(connection, step, catalog)
+                hazards += preview_hazards.rows_moved(connection, step, migration, catalog)
                 if isinstance(step, Backfill) and foreseen(step, catalog):
                     rows = rows_before(step, migration.steps[:number], catalog)
                     part = _backfill(connection, step, catalog, rows)
@@ -231,32 +232,38 @@ def _backfill(
         if (step.table, column) in misfits
         or not has_equality(catalog.column_type(step.table, column).name)
     ]
-    count = run(connection, preview_sql.count(step, table, as_text, found)).one()
-    pairs = run(connection, preview_sql.value_map(step, reads, MAP_ROWS, found)).all()
+    query = preview_sql.value_map(step, table, reads, MAP_ROWS, as_text, found)
+    pairs = run(connection, query).all()
+    distinct, rows, changed_rows, kinds = pairs[0][-4:] if pairs else (0, 0, 0, ())
     split = len(reads)
     return BackfillPreview(
         table=str(step.table),
         reads=reads,
         sets=tuple(step.assign),
         key_columns=table.key or ("ctid",),
-        rows=count.all_rows,
-        changed_rows=count.changed_rows,
-        distinct=pairs[0][-1] if pairs else 0,
+        rows=rows,
+        changed_rows=changed_rows,
+        distinct=distinct,
         map=tuple(
-            MapRow(before=tuple(row[:split]), after=tuple(row[split:-2]), rows=row[-2])
+            MapRow(before=tuple(row[:split]), after=tuple(row[split:-5]), rows=row[-5])
             for row in pairs
         ),
-        samples=_samples(connection, step, table, reads, found),
+        samples=_samples(connection, step, table, reads, kinds, found) if pairs else (),
     )
 
 
 def _samples(
-    connection: sa.Connection, step: Backfill, table: Table, reads: tuple[str, ...], found: str
+    connection: sa.Connection,
+    step: Backfill,
+    table: Table,
+    reads: tuple[str, ...],
+    kinds: Sequence[bool | None],
+    found: str,
 ) -> tuple[SampleRow, ...]:
     key = table.key or ("ctid",)
     split = len(key) + len(reads)
     whys: dict[tuple[Any, ...], list[str]] = defaultdict(list)
-    for why, *values in run(connection, preview_sql.samples(step, key, reads, found)):
+    for why, *values in run(connection, preview_sql.samples(step, key, reads, kinds, found)):
         whys[tuple(values)].append(why)
     return tuple(
         SampleRow(

@@ -12,13 +12,14 @@ from alembic.operations import ops
 from datamig_nb import preview_sql, statements, walks
 from datamig_nb.catalog import Catalog
 from datamig_nb.checks import RowCheck
-from datamig_nb.database import Table, run
+from datamig_nb.database import run
 from datamig_nb.expressions import listed
 from datamig_nb.migration import Migration, Step, step_table
 from datamig_nb.names import TableName, quote
 from datamig_nb.predicted import changed_types, foreseen, predicted_rows, rows_told
 from datamig_nb.sequence import freed
 from datamig_nb.steps import Backfill, DeleteRows, InsertRows
+from datamig_nb.tables import Table
 from datamig_nb.transforms import Transform
 from datamig_nb.validate import KEYS_SHOWN
 
@@ -66,11 +67,13 @@ def failing_before(
     return found
 
 
-def rows_moved(connection: sa.Connection, step: Step, catalog: Catalog) -> list[Hazard]:
+def rows_moved(
+    connection: sa.Connection, step: Step, migration: Migration, catalog: Catalog
+) -> list[Hazard]:
     """How many rows come, go or are left alone."""
     counted = [
         (run(connection, query).scalar_one(), what, advice)
-        for query, what, advice in rows_told(step, catalog)
+        for query, what, advice in rows_told(step, migration, catalog)
     ]
     return [
         Hazard(severity="note", what=what, rows=count or 0, advice=advice)

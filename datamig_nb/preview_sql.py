@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from datamig_nb.database import ForeignKey, Table
+from datamig_nb.expressions import is_literal
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.statements import columns_read, indent
 from datamig_nb.steps import Backfill
+from datamig_nb.tables import ForeignKey, Table
 
 # Sample rows of each kind, and how many of the first rows are looked at for rare shapes.
 _EACH, _SHAPES, _SHAPED_ROWS = 2, 8, 10_000
@@ -42,77 +43,98 @@ def reads(step: Backfill, table: Table) -> tuple[str, ...]:
     return read or table.key or (names[0],)
 
 
-def count(
-    step: Backfill, table: Table, incomparable: Iterable[str], rows: str | None = None
+def value_map(
+    step: Backfill,
+    table: Table,
+    reads: Sequence[str],
+    limit: int,
+    incomparable: Iterable[str] = (),
+    rows: str | None = None,
 ) -> str:
-    """Rows that the backfill looks at, and those that it would write.
+    """Each combination of old values: the new ones, its rows, and what there is in all.
 
-    Here and below, ``rows`` is a FROM item in the place of the table, under the table's name.
+    That is the same in each row: how many combinations, how many rows, how many that would be
+    written, and which kinds of rows there are, as :func:`samples` takes them.
+
+    Each expression is evaluated once a row.  Here and below, ``rows`` is a FROM item in the place
+    of the table, under the table's name.
     """
+    news = {column: quote(f"→ {n}") for n, column in enumerate(step.assign)}
+    needed = dict.fromkeys([*reads, *(column for column in step.assign if table.has(column))])
+    given = [f"({indent(text, 12)}) AS {news[c]}" for c, text in step.assign.items()]
+    evaluated = ",\n           ".join([*map(quote, needed), *given])
+    columns = {f"b{n}": quote(column) for n, column in enumerate(reads)}
+    columns |= {f"a{n}": new for n, new in enumerate(news.values())}
     changed = " OR ".join(
-        f"({text}) IS NOT NULL"  # a column that is not there yet is NULL in every row
+        f"{news[column]} IS NOT NULL"  # a column that is not there yet is NULL in every row
         if not table.has(column)
-        else f"{quote(column)}::text IS DISTINCT FROM ({text})::text"
+        else f"{quote(column)}::text IS DISTINCT FROM {news[column]}::text"
         if column in incomparable
-        else f"{quote(column)} IS DISTINCT FROM ({text})"
+        # a literal has no type of its own
+        else f"{quote(column)} IS DISTINCT FROM {text if is_literal(text) else news[column]}"
         for column, text in step.assign.items()
     )
+    before, after = ([name for name in columns if name[0] == kind] for kind in "ba")
+    kinds = [f"bool_or({kind[1]})" for old in before for kind in _kinds(old, after)]
+    ordered = ", ".join(f'{name} COLLATE "C" NULLS FIRST' for name in before)
+    listed = ", ".join(f"{text}::text AS {name}" for name, text in columns.items())
     return (
-        f"SELECT count(*) AS all_rows,\n       count(*) FILTER (WHERE {changed}) AS changed_rows\n"
-        f"  FROM {rows or step.table.sql}{_where(step)}"
-    )
-
-
-def value_map(step: Backfill, reads: Sequence[str], limit: int, rows: str | None = None) -> str:
-    """Each combination of old values: the new ones, its rows, and how many combinations."""
-    before = [f"{quote(column)}::text" for column in reads]
-    after = [f"({indent(text, 8)})::text" for text in step.assign.values()]
-    places = ", ".join(map(str, range(1, len(before) + len(after) + 1)))
-    names = [f"b{number}" for number in range(len(before))]
-    ordered = ", ".join(f'{name} COLLATE "C" NULLS FIRST' for name in names)
-    listed = ",\n       ".join(
-        f"{text} AS {name}"
-        for text, name in zip(
-            [*before, *after], [*names, *(f"a{n}" for n in range(len(after)))], strict=True
-        )
-    )
-    return (
-        f"SELECT *, count(*) OVER () FROM (\n"
-        f"SELECT {listed},\n       count(*) AS rows\n"
-        f"  FROM {rows or step.table.sql}{_where(step)}\n"
-        f" GROUP BY {places}\n) AS pairs\n ORDER BY rows DESC, {ordered}\n LIMIT {limit}"
+        f"WITH pairs AS MATERIALIZED (\n    SELECT {listed},\n"
+        f"           count(*) AS rows, count(*) FILTER (WHERE {changed}) AS changed_rows\n"
+        f"      FROM (\n    SELECT {evaluated}\n      FROM {rows or step.table.sql}{_where(step)}\n"
+        f"    OFFSET 0) AS evaluated\n"
+        f"     GROUP BY {', '.join(map(str, range(1, len(columns) + 1)))}\n"
+        f")\nSELECT {', '.join(columns)}, rows, totals.*\n  FROM pairs, (\n"
+        "    SELECT count(*), sum(rows)::bigint, sum(changed_rows)::bigint,\n           ARRAY["
+        + ",\n                 ".join(kinds)
+        + f"]\n      FROM pairs\n) AS totals (combinations, all_rows, all_changed, kinds)\n"
+        f" ORDER BY rows DESC, {ordered}\n LIMIT {limit}"
     )
 
 
 def samples(
-    step: Backfill, key: Sequence[str], reads: Sequence[str], found: str | None = None
+    step: Backfill,
+    key: Sequence[str],
+    reads: Sequence[str],
+    kinds: Iterable[bool | None],
+    found: str | None = None,
 ) -> str:
-    """Rows chosen for a reason: the reason, the key, the old and the new values, as text."""
-    columns = {
-        **{f"k{n}": quote(column) for n, column in enumerate(key)},
-        **{f"b{n}": quote(column) for n, column in enumerate(reads)},
-        **{f"a{n}": f"({text})" for n, text in enumerate(step.assign.values())},
-    }
-    listed = ", ".join(f"{text}::text AS {name}" for name, text in columns.items())
-    by_key = ", ".join(map(quote, key))
-    rows = f"SELECT {listed}\n  FROM {found or step.table.sql}"
-    parts: list[str] = []
+    """Rows chosen for a reason: the reason, the key, the old and the new values, as text.
+
+    ``kinds`` says of each column read, and of each kind, whether there are such rows.
+    """
+    name, rows, there = quote(step.table.name), step.table.sql, iter(kinds)
+    read_once = ""
+    if found is not None and found != rows:  # a query, which each kind would run again
+        read_once = f'WITH "→ rows" AS MATERIALIZED (SELECT * FROM {found})\n'
+        rows = f'"→ rows" AS {name}'
+    keys = {f'"→ k{n}"': f"{name}.{quote(column)}" for n, column in enumerate(key)}
+    picked = ", ".join(f"{column} AS {k}" for k, column in keys.items())
+    by_key = ", ".join(keys.values())
+    picks: list[str] = []
     for column in reads:
-        name, of = f"{quote(column)}::text", f" {column}" if len(reads) > 1 else ""
-        for why, condition, order in _kinds(name, list(step.assign.values())):
-            # Each kind finds its first rows by key; it reads on only while it has found too few.
-            parts.append(
-                f"(SELECT {literal(why + of)} AS why, * FROM ({rows}\n WHERE {condition}"
-                f"{_and(step)}\n ORDER BY {order}{by_key} LIMIT {_EACH}) AS kind)"
-            )
-        first = f"{rows}\n WHERE {name} IS NOT NULL{_and(step)}\n ORDER BY {by_key}"
-        parts.append(_shapes(first, tuple(columns), name, by_key, f"rare shape{of}"))
-    return "\nUNION ALL\n".join(parts)
+        old, of = f"{quote(column)}::text", f" {column}" if len(reads) > 1 else ""
+        for why, condition, order in _kinds(old, [f"({text})" for text in step.assign.values()]):
+            if next(there):
+                picks.append(
+                    f'(SELECT {literal(why + of)} AS "→ why", {picked}\n  FROM {rows}\n'
+                    f" WHERE {condition}{_and(step)}\n ORDER BY {order}{by_key} LIMIT {_EACH})"
+                )
+        first = f"{picked}\n  FROM {rows}\n WHERE {old} IS NOT NULL{_and(step)}"
+        picks.append(_shapes(first, keys, old, by_key, f"rare shape{of}"))
+    values = [*keys.values(), *map(quote, reads), *(f"({text})" for text in step.assign.values())]
+    return (
+        f'{read_once}SELECT "→ why", {", ".join(f"{text}::text" for text in values)}\n  FROM (\n'
+        'SELECT *, row_number() OVER () AS "→ n" FROM (\n'
+        + "\nUNION ALL\n".join(picks)
+        + f"\n) AS picks) AS picks\n  JOIN {rows} ON ({by_key}) = ({', '.join(keys)})\n"
+        ' ORDER BY "→ n"'
+    )
 
 
 def _kinds(text: str, results: Sequence[str]) -> list[tuple[str, str, str]]:
     """Kinds of rows that tend to go wrong: the reason, the condition, an order before the key's."""
-    nothing = " AND ".join(f"({result}) IS NULL" for result in results)
+    nothing = " AND ".join(f"{result} IS NULL" for result in results)
     return [
         ("NULL", f"{text} IS NULL", ""),
         ("empty", f"{text} = ''", ""),
@@ -132,18 +154,18 @@ def _kinds(text: str, results: Sequence[str]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _shapes(first: str, places: Sequence[str], text: str, by_key: str, why: str) -> str:
+def _shapes(first: str, keys: Iterable[str], text: str, by_key: str, why: str) -> str:
     """A row of each of the rarest shapes (letters as a, digits as 9) among the first rows."""
     shape = (
         f"regexp_replace(regexp_replace(left({text}, 100), '[[:alpha:]]+', 'a', 'g'),"
         " '[[:digit:]]+', '9', 'g')"
     )
-    more = f"row_number() OVER (ORDER BY {by_key}) AS place, {shape} AS shape"
-    shaped = first.replace("SELECT ", f"SELECT {more}, ", 1)
     return (
-        f"(SELECT {literal(why)} AS why, {', '.join(places)} FROM (\n"
+        f'(SELECT {literal(why)} AS "→ why", {", ".join(keys)} FROM (\n'
         f"SELECT DISTINCT ON (shape) *, count(*) OVER (PARTITION BY shape) AS times\n"
-        f"  FROM ({shaped} LIMIT {_SHAPED_ROWS}) AS first_rows\n ORDER BY shape, place\n"
+        f"  FROM (SELECT row_number() OVER (ORDER BY {by_key}) AS place, {shape} AS shape,"
+        f" {first}\n ORDER BY {by_key} LIMIT {_SHAPED_ROWS}) AS first_rows\n"
+        f" ORDER BY shape, place\n"
         f') AS shapes\n ORDER BY times, shape COLLATE "C" LIMIT {_SHAPES})'
     )
 
@@ -155,11 +177,16 @@ def evaluate(step: Backfill, expression: str) -> str:
 
 
 def predicted(table: Table, assign: Mapping[str, str], rows: str | None = None) -> str:
-    """The table's rows as the migration would leave them, under the table's own name."""
+    """The table's rows as the migration would leave them, under the table's own name.
+
+    Each expression is evaluated once a row, however often its column is read: OFFSET sees to it.
+    """
     kept = [quote(column.name) for column in table.columns if column.name not in assign]
     new = [f"({indent(text, 8)}) AS {quote(column)}" for column, text in assign.items()]
     listed = ",\n       ".join([*([] if table.key else ["ctid"]), *kept, *new])
-    return f"(SELECT {listed}\n  FROM {rows or table.name.sql}) AS {quote(table.name.name)}"
+    return (
+        f"(SELECT {listed}\n  FROM {rows or table.name.sql} OFFSET 0) AS {quote(table.name.name)}"
+    )
 
 
 def count_each(rows: str, failing: Sequence[str]) -> str:

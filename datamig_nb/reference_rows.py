@@ -32,7 +32,7 @@ def put_rows(
     A row that is right already is not written; columns that are not named keep their values, and
     get their defaults in new rows.  The downgrade takes out the rows that were put in, restores
     those that were changed, and lists in ``datamig.conflict`` those edited since.  Numbers given
-    for a column with a sequence do not move the sequence on.
+    for a column with a sequence do not move the sequence on: :func:`advance_sequence` does.
 
     Parameters
     ----------

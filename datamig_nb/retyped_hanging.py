@@ -130,9 +130,12 @@ def _require_fits(
     except psycopg.Error as error:
         if error.sqlstate in (None, "42501"):
             raise
+        reason = str(error.diag.message_primary)
+        if error.sqlstate == "42704":  # an enum that is yet to be made
+            reason = "it names the old one"
         raise MigrationError(
             f"{name!r} of {str(table)!r} says {text}, which does not go with the new type:"
-            f" {error.diag.message_primary}",
+            f" {reason}",
             "drop it in a step before, and make another behind",
         ) from error
 

@@ -9,11 +9,12 @@ from typing import Any, cast
 import psycopg
 import sqlalchemy as sa
 
+from datamig_nb import expr
 from datamig_nb.compound import ChangeType
-from datamig_nb.database import Table, read_table
 from datamig_nb.errors import ExpressionError, MigrationError
 from datamig_nb.names import literal, quote
 from datamig_nb.statements import names_in
+from datamig_nb.tables import Table, read_table
 
 #: Types of whole numbers: a foreign key may join one to another.
 WHOLE = ("smallint", "integer", "bigint")
@@ -83,6 +84,8 @@ def change_of(
         if form := _FORMS.get(bare_type):
             valid = f"({using})::text ~ {literal(form)} AND {valid}"
         value = f"CASE WHEN {valid} THEN {plain} END"
+    elif given.partition("(")[0] in _TEXTS and type in expr.WRITTEN:
+        value = expr.try_cast(using, type, server=major)
     elif bare_type != given.partition("(")[0] and {bare_type, given} & _ZONED:
         raise MigrationError(
             f"{step.column!r} of {str(step.table)!r} as {type} would depend on the time zone of the"

@@ -225,6 +225,13 @@ def cross_table(
             'give {"child": "parent_id"} with other tables, and orphans "fail" or "leave"',
         )
     above = TableName.parse(parent)
+    for child in children:
+        if TableName.parse(child).name == above.name:
+            raise MigrationError(
+                f"{parent} and {child} have one name, so an expression could not tell their"
+                " columns apart",
+                "write the steps yourself: backfill(…, using='shop.item AS above', on=\"…\")",
+            )
     steps: list[Step] = []
     late: list[Step] = [matches(parent, column, value)]
     for child, reference in children.items():

@@ -10,11 +10,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from datamig_nb.database import Database, read_table, run
+from datamig_nb.database import Database, run
 from datamig_nb.errors import RehearsalError
 from datamig_nb.names import TableName, quote
 from datamig_nb.programs import address, environment, table_pattern
 from datamig_nb.server import binaries
+from datamig_nb.tables import read_table
 
 #: Stands for a column: how many rows the table has.
 ROWS = "number of rows"

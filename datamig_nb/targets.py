@@ -10,13 +10,13 @@ from alembic.operations import ops
 
 from datamig_nb import dropped, kept
 from datamig_nb.checks import QueryCheck
-from datamig_nb.database import NOT_YET, Reference, Table
 from datamig_nb.errors import MigrationError
 from datamig_nb.expressions import listed
 from datamig_nb.migration import Migration, Step, step_table
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.statements import indent, names_in, partners, source
 from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Sql
+from datamig_nb.tables import NOT_YET, Reference, Table
 from datamig_nb.transforms import Transform
 
 Tables = Mapping[TableName, Table]
@@ -43,6 +43,8 @@ def require(migration: Migration, tables: Tables) -> None:
             _require_no_foreign_key(step, tables[step.table])
         if isinstance(step, BackUp):
             _require_use(step, migration)
+        if isinstance(step, KeepInStep):
+            _require_it_stays(step, migration.steps[number + 1 :])
         if isinstance(step, InsertRows):
             _require_key(tables[step.table])
             _require_unique(step, tables[step.table], migration.steps[:number])
@@ -56,6 +58,19 @@ def _require_table(table: Table) -> None:
     if table.kind != "table":
         advice = "name the tables beneath it" if "view" in table.kind else "migrate it where it is"
         raise MigrationError(f"{str(table.name)!r} is a {table.kind}, not a table", advice)
+
+
+def _require_it_stays(step: KeepInStep, later: Iterable[Step]) -> None:
+    names = names_in("\n".join(step.assign.values())) | {*step.assign}
+    drops = (other for other in later if isinstance(other, ops.DropColumnOp))
+    for drop in drops:
+        if step_table(drop) == step.table and drop.column_name in names:
+            raise MigrationError(
+                f"the trigger of keep_in_step() needs {drop.column_name!r} of"
+                f" {str(step.table)!r}, which a later step drops",
+                "drop it in a migration of its own, when no application writes it any more; or"
+                " leave keep_in_step() out",
+            )
 
 
 def _require_no_foreign_key(step: Backfill, table: Table) -> None:

@@ -12,11 +12,12 @@ import sqlalchemy as sa
 
 from datamig_nb import sequence, statements
 from datamig_nb.checks import Check, RowCheck
-from datamig_nb.database import STATEMENT_TIMEOUT_SECONDS, Database, read_table, run
+from datamig_nb.database import STATEMENT_TIMEOUT_SECONDS, Database, run
 from datamig_nb.display import Shown
 from datamig_nb.errors import MigrationError
 from datamig_nb.migration import Migration, added_columns
 from datamig_nb.names import TableName
+from datamig_nb.tables import read_table
 
 #: How many failing rows a report names for each check.
 KEYS_SHOWN = 20

@@ -11,6 +11,7 @@ from datamig_nb import ddl, sequence, statements, targets
 from datamig_nb.catalog import Catalog
 from datamig_nb.checks import Check
 from datamig_nb.compound import Swap
+from datamig_nb.expressions import SURE_MARK
 from datamig_nb.migration import Migration, Step
 from datamig_nb.names import TableName, quote
 from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Walk
@@ -167,11 +168,11 @@ def plan(
     computed = [{*t.columns} for t in migration.transforms if t.table == step.table]
     if any(columns & set(step.assign) for columns in computed):
         look_back = None  # what a later step made of the row would be taken for not done
-    return BackfillPlan(
-        guard=guard,
-        look_back=look_back,
-        woven=_passes_by(step, catalog) if look_back is not None else None,
-    )
+    woven = _passes_by(step, catalog) if look_back is not None else None
+    if woven is not None and fresh and guard == differs:
+        # To ask computes the value once, to write it once more.
+        guard = f"({SURE_MARK} AND {statements.all_null(columns)}\n OR {differs})"
+    return BackfillPlan(guard=guard, look_back=look_back, woven=woven)
 
 
 def _in_step(step: Backfill, migration: Migration) -> bool:

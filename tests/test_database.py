@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import event
 
 from datamig_nb.clone import cloned
-from datamig_nb.database import Column, Database, ForeignKey, connect, guide_database, run
+from datamig_nb.database import Database, connect, guide_database, run
 from datamig_nb.errors import (
     ConnectionFailedError,
     DatabaseError,
@@ -28,6 +28,7 @@ from datamig_nb.errors import (
 from datamig_nb.names import TableName
 from datamig_nb.server import ensure_server
 from datamig_nb.snapshot import take_snapshot
+from datamig_nb.tables import Column, ForeignKey
 from tests.scratch import query, session
 from tests.second_server import running
 

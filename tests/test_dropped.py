@@ -34,6 +34,46 @@ MIGRATION = dm.Migration(
 )
 
 
+def test_a_preview_says_how_many_values_and_rows_go(database: Database) -> None:
+    query(database, MAKE)
+    lost = (dm.drop_columns("shop.item", "price", keep=False), dm.drop_tables("shop.line"))
+
+    found = dm.preview(database, dm.Migration("drop", dm.drop_columns("shop.item", "kind"), *lost))
+
+    assert [(hazard.what, hazard.rows, hazard.advice) for hazard in found.hazards] == [
+        (
+            "values go with the column kind of shop.item",
+            300,
+            "they are kept, and the downgrade brings them back",
+        ),
+        (
+            "values go with the column price of shop.item",
+            258,
+            "they are lost for good; drop_columns() and drop_tables() keep them",
+        ),
+        (
+            "rows go with the table shop.line",
+            300,
+            "they are kept, and the downgrade brings them back",
+        ),
+    ]
+
+
+def test_a_name_that_was_split_and_dropped_comes_back(
+    guide: Database, project: AlembicProject
+) -> None:
+    before = picture(guide)
+    project.add(dm.render(guide, dm.split_column("guide.user", "full_name", drop=True)))
+
+    ok(project.alembic(guide, "upgrade", "head"))
+
+    assert query(guide, "SELECT count(*) > 900 FROM guide.user WHERE first_name > ''") == [True]
+    query(guide, "INSERT INTO guide.user (first_name) VALUES ('Cher')")  # no trigger is left
+    query(guide, "DELETE FROM guide.user WHERE first_name = 'Cher'")
+    ok(project.alembic(guide, "downgrade", "-1"))
+    assert picture(guide) == before
+
+
 def test_what_was_dropped_comes_back_with_values_defaults_keys_and_indexes(
     database: Database, project: AlembicProject
 ) -> None:

@@ -21,7 +21,7 @@ from datamig_nb.migration import Migration
 from datamig_nb.operations import add_column, create_enum
 from datamig_nb.preview import BackfillPreview, MapRow, Preview, SampleRow
 from datamig_nb.preview_hazards import Hazard
-from datamig_nb.profile import (
+from datamig_nb.profiled import (
     Alert,
     CandidateKey,
     ColumnProfile,

@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql
 
 from datamig_nb import preview_hazards
 from datamig_nb.checks import check, no_nulls, rows_check
+from datamig_nb.compound import change_type
 from datamig_nb.database import Database, connect
 from datamig_nb.errors import QueryError
 from datamig_nb.migration import Migration, Step
@@ -21,6 +22,7 @@ from datamig_nb.preview import MAP_ROWS, MapRow, Preview, preview
 from datamig_nb.preview_hazards import Hazard
 from datamig_nb.steps import backfill
 from datamig_nb.validate import KEYS_SHOWN
+from tests.runs import wait_until
 from tests.scratch import query
 from tests.second_server import DEBIANS, running
 
@@ -159,6 +161,32 @@ def test_backfill_of_an_existing_column_counts_only_rows_that_change(database: D
 
     assert (one.rows, one.changed_rows) == (6, 3)
     assert (both.rows, both.changed_rows) == (6, 5)
+
+
+def test_expressions_are_evaluated_a_few_times_a_row_however_many_columns_and_checks_there_are(
+    database: Database,
+) -> None:
+    """Once for the values, once for the checks over the result, once for what must be unique."""
+    query(
+        database,
+        "CREATE FUNCTION dear(text) RETURNS text LANGUAGE plpgsql IMMUTABLE"
+        " AS 'BEGIN RETURN upper($1); END';"
+        "CREATE TABLE item (id int PRIMARY KEY, a text, b text, c text NOT NULL UNIQUE);"
+        "INSERT INTO item SELECT n, 'a' || n, NULL, 'c' || n FROM generate_series(1, 500) n;"
+        f"ALTER DATABASE {database.url.database} SET track_functions = 'all'",
+    )
+
+    found = of(
+        database,
+        backfill("item", {"c": "dear(concat(a, b, c))"}),
+        rows_check("no c is short", "item", "length(c) < 3"),
+        rows_check("no c is small", "item", "c <> upper(c)"),
+    )
+
+    assert [(part.rows, part.changed_rows) for part in found.backfills] == [(500, 500)]
+    calls = "SELECT coalesce(sum(calls), 0)::int FROM pg_stat_user_functions"
+    wait_until(lambda: query(database, calls) > [0])  # sessions tell it when they end
+    assert query(database, calls)[0] < 4 * 500
 
 
 def test_only_rows_that_where_takes_are_shown(database: Database) -> None:
@@ -558,10 +586,17 @@ def test_server_that_cannot_ask_whether_a_value_fits_still_finds_the_rest() -> N
 
         found = of(older, backfill("item", {"size": "id", "n": "id * 30000"}))
         text = of(older, backfill("item", {"size": "t"}))
+        query(older, "UPDATE item SET t = ' 12 ' WHERE id < 3")
+        changed = of(older, change_type("item", "t", "integer"))
 
     assert stops(found) == [("the constraint item_size_check would not hold", 2, ["5", "6"])]
     assert [hazard.rows for hazard in text.hazards] == [6]
     assert "it is of type integer, the expression of type text" in text.hazards[0].what
+    assert stops(changed)[0] == (
+        "not so: every t of item has a value of type integer",
+        4,
+        ["3", "4", "5", "6"],
+    )
 
 
 def test_what_is_no_label_of_an_enum_is_found(orders: Database) -> None:

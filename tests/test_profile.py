@@ -22,16 +22,16 @@ from datamig_nb.errors import (
     UnknownTableError,
 )
 from datamig_nb.names import TableName
-from datamig_nb.profile import (
+from datamig_nb.profile import profile
+from datamig_nb.profile_sql import Measured
+from datamig_nb.profiled import (
     SEVERITIES,
     CandidateKey,
     ColumnProfile,
     Reference,
     TableProfile,
     ValueCount,
-    profile,
 )
-from datamig_nb.profile_sql import Measured
 from tests.scratch import query
 
 # The function profile() hides its module in the package.

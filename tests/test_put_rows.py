@@ -155,6 +155,25 @@ def test_missing_values_of_a_frame_are_null_and_key_columns_alone_are_enough(
     assert query(database, "SELECT * FROM pair") == [(1, 2)]
 
 
+def test_numbers_are_put_into_an_identity_column_and_its_sequence_counts_on_behind_them(
+    database: Database, project: AlembicProject
+) -> None:
+    query(database, MAKE_STATE.replace("BY DEFAULT", "ALWAYS"))
+    rows = [{"id": 1, "code": "new", "name": "Fresh"}, {"id": 40, "code": "x", "name": "X"}]
+
+    revision = upgrade(
+        database, project, dm.put_rows("state", rows, key="id"), dm.advance_sequence("state", "id")
+    )
+
+    query(database, "INSERT INTO state (code) VALUES ('later')")
+    read = "SELECT id, code, name FROM state WHERE id IN (1, 40, 41) ORDER BY id"
+    assert query(database, read) == [(1, "new", "Fresh"), (40, "x", "X"), (41, "later", None)]
+    assert revision.text.count("Fresh") == 1
+    query(database, "DELETE FROM state WHERE code = 'later'")
+    run(database, project, "downgrade", "base")
+    assert query(database, READ) == BEFORE
+
+
 @pytest.mark.parametrize(
     ("rows", "key", "sentence"),
     [

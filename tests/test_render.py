@@ -386,7 +386,7 @@ def test_expression_arrives_in_the_file_unchanged(samples: Database, expression:
     value = expression if is_text else f"CAST({expression} AS TEXT)"
     assert found["FILL_X"] == (
         f"\nUPDATE players.player\n   SET x = {expression}\n WHERE {{batch}}\n"
-        f"   AND x IS DISTINCT FROM ({value})\n"
+        f"   AND ({{sure}} AND x IS NULL\n        OR x IS DISTINCT FROM ({value}))\n"
     )
 
 
@@ -436,7 +436,8 @@ def test_short_expression_is_no_constant_of_its_own(samples: Database) -> None:
     assert {"X", "Y"} & set(found) == set()
     assert found["FILL_X_Y"] == (
         "\nUPDATE players.player\n   SET x = id,\n       y = '?'\n WHERE {batch}\n"
-        "   AND (x, y) IS DISTINCT FROM (CAST(id AS TEXT), '?')\n"
+        "   AND ({sure} AND x IS NULL AND y IS NULL\n"
+        "        OR (x, y) IS DISTINCT FROM (CAST(id AS TEXT), '?'))\n"
     )
 
 

@@ -185,6 +185,11 @@ def test_children_get_the_value_of_their_parent_and_orphans_stay_as_many(
     down(guide, project, before)
 
 
+def test_parent_and_child_of_one_name_are_refused() -> None:
+    with pytest.raises(MigrationError, match=r"^a\.item and b\.item have one name, so"):
+        dm.cross_table("a.item", {"b.item": "item_id"}, column="word", value="upper(code)")
+
+
 @pytest.mark.parametrize(
     "wishes", [{"children": {}}, {"children": {"a": "b"}}, {"orphans": "drop"}]
 )

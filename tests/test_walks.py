@@ -9,7 +9,6 @@ import sqlalchemy as sa
 
 from datamig_nb import kept, statements, targets, walks
 from datamig_nb.catalog import Catalog
-from datamig_nb.database import Column, Reference, Table
 from datamig_nb.errors import MigrationError
 from datamig_nb.kept import Kept
 from datamig_nb.migration import Migration, Step, added_columns
@@ -24,6 +23,7 @@ from datamig_nb.steps import (
     insert_rows,
     keep_in_step,
 )
+from datamig_nb.tables import Column, Reference, Table
 
 SALE, PERSON = TableName("shop", "sale"), TableName("shop", "person")
 
@@ -76,11 +76,20 @@ def planned(step: Backfill, *others: Step, **more: Any) -> walks.BackfillPlan:
 
 
 def test_a_repeatable_backfill_looks_back_and_may_be_woven() -> None:
-    differs = "(a, b) IS DISTINCT FROM (upper(place), '')"
+    differs = "(place, b) IS DISTINCT FROM (upper(a), '')"
 
-    assert planned(backfill("shop.sale", {"a": "upper(place)", "b": "''"})) == walks.BackfillPlan(
+    assert planned(backfill("shop.sale", {"place": "upper(a)", "b": "''"})) == walks.BackfillPlan(
         guard=differs, look_back=differs, woven="id"
     )
+
+
+def test_the_value_of_new_columns_need_not_be_computed_to_see_that_they_are_empty() -> None:
+    differs = "(a, b) IS DISTINCT FROM (upper(place), '')"
+
+    plan = planned(backfill("shop.sale", {"a": "upper(place)", "b": "''"}))
+
+    assert plan.guard == f"({{sure}} AND a IS NULL AND b IS NULL\n OR {differs})"
+    assert plan.look_back == differs
 
 
 def test_filling_what_is_null_is_repeatable_unless_more_is_done_to_the_value() -> None:
@@ -96,7 +105,6 @@ def test_what_a_trigger_keeps_in_step_is_looked_for_where_nothing_is() -> None:
 
     plan = planned(backfill("shop.sale", fill), keep_in_step("shop.sale", fill))
 
-    assert plan.guard == "a IS DISTINCT FROM (upper(place))"
     assert plan.look_back == "a IS NULL AND a IS DISTINCT FROM (upper(place))"
 
 
@@ -255,9 +263,32 @@ def test_the_table_of_kept_values_has_the_key_and_each_value_twice() -> None:
     assert kept.keep_values(KEPT) == (
         "CREATE TABLE IF NOT EXISTS datamig.kept_x_1 AS\n"
         'SELECT id, "Part", amount AS amount_before, amount AS amount_after,'
-        " doc AS doc_before, doc AS doc_after\n"
-        "  FROM shop.sale WITH NO DATA",
-        'CREATE UNIQUE INDEX IF NOT EXISTS kept_x_1_key ON datamig.kept_x_1 (id, "Part")',
+        " doc AS doc_before, doc AS doc_after, 0::bigint AS datamig_batch\n"
+        "  FROM shop.sale WITH NO DATA"
+    )
+
+
+def test_of_a_row_that_is_kept_twice_the_first_old_and_the_last_new_values_count() -> None:
+    one = Kept(name="datamig.kept_x_1", table=PERSON, key=("id",), types={"name": "text"})
+    create = "CREATE UNIQUE INDEX IF NOT EXISTS kept_x_1_key ON datamig.kept_x_1 (id);\n"
+
+    assert kept.index_kept(one) == (
+        "DO $datamig$\n"
+        "BEGIN\n"
+        "    IF to_regclass('datamig.kept_x_1') IS NOT NULL THEN\n"
+        f"        {create}"
+        "    END IF;\n"
+        "EXCEPTION WHEN unique_violation THEN\n"
+        "    -- The walk changed a row again: its first old value counts, and its last new one.\n"
+        "    UPDATE datamig.kept_x_1 AS kept SET name_after = later.name_after\n"
+        "      FROM (SELECT DISTINCT ON (id) * FROM datamig.kept_x_1"
+        " ORDER BY id, datamig_batch DESC) AS later\n"
+        "     WHERE kept.id = later.id AND kept.datamig_batch < later.datamig_batch;\n"
+        "    DELETE FROM datamig.kept_x_1 AS kept USING datamig.kept_x_1 AS earlier\n"
+        "     WHERE kept.id = earlier.id AND kept.datamig_batch > earlier.datamig_batch;\n"
+        f"    {create}"
+        "END\n"
+        "$datamig$"
     )
 
 
@@ -315,7 +346,7 @@ def test_rows_put_in_are_kept_and_the_values_that_do_update_changed() -> None:
     )
     changed = Kept(name="datamig.changed", table=PERSON, key=("id",), types={"name": "text"})
 
-    assert kept.insert_batch(step, ["id"], "datamig.kept", None, ["id"]) == (
+    assert kept.insert_batch(step, ["id"], "datamig.kept", None, ["id"], ("x", "put")) == (
         "WITH put AS (\n"
         "INSERT INTO shop.person (id)\n"
         "SELECT id FROM (\n"
@@ -327,19 +358,22 @@ def test_rows_put_in_are_kept_and_the_values_that_do_update_changed() -> None:
         ")\n"
         "INSERT INTO datamig.kept SELECT * FROM put"
     )
-    assert kept.insert_batch(update, ["id"], "datamig.kept", changed, ["id"]).partition(
-        "RETURNING *\n"
-    )[2] == (
+    updating = kept.insert_batch(update, ["id"], "datamig.kept", changed, ["id"], ("x", "put"))
+    assert updating.partition("RETURNING *\n")[2] == (
         "), new AS (\n"
         "    -- The statement still sees the table as it was before it.\n"
         "    INSERT INTO datamig.kept\n"
         "    SELECT put.* FROM put LEFT JOIN shop.person AS old ON old.id = put.id\n"
         "     WHERE old.id IS NULL\n"
         "), changed AS (\n"
-        "    INSERT INTO datamig.changed (id, name_before, name_after)\n"
-        "    SELECT old.id, old.name, put.name\n"
+        "    SELECT old.id, old.name AS name_before, put.name AS name_after\n"
         "      FROM put JOIN shop.person AS old ON old.id = put.id\n"
-        "    ON CONFLICT (id) DO UPDATE SET name_after = excluded.name_after\n"
+        "), kept AS (\n"
+        "    INSERT INTO datamig.changed (id, name_before, name_after, datamig_batch)\n"
+        "    SELECT id, name_before, name_after,\n"
+        "           (SELECT batches FROM datamig.run"
+        " WHERE (revision, step, part) = ('x', 'put', 1))\n"
+        "      FROM changed\n"
         ")\n"
         "SELECT FROM put"
     )

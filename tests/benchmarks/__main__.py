@@ -1,4 +1,7 @@
-"""Run the measurements: ``python -m tests.benchmarks [NAME …] [--rows N]``."""
+"""Run the measurements: ``python -m tests.benchmarks [NAME …] [--rows N]``.
+
+``cases --only 08 11`` takes these of the cases.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +32,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
     parser.add_argument("names", nargs="*", choices=[*_ALL, []], default=_ALL)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--only", nargs="+", default=[], help="beginnings of names of cases")
     given = parser.parse_args()
     for name in given.names:
         print(f"== {name}, {given.rows:,} rows", flush=True)
         with _database() as database:
-            importlib.import_module(f"tests.benchmarks.{name}").measure(database, given.rows)
+            importlib.import_module(f"tests.benchmarks.{name}").measure(
+                database, given.rows, *given.only
+            )
 
 
 if __name__ == "__main__":

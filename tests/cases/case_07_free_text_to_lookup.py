@@ -8,13 +8,11 @@ SLUG = "lower(translate(regexp_replace(sub_topic, '& |,', '', 'g'), ' /', '--'))
 LOOKUP = "event_sub_topics AS s"
 
 
-def pointing(table: str) -> list[object]:
+def pointing(table: str) -> dm.Steps:
     """The id in the place of the text, found by text and topic."""
     same = f"s.name = sub_topic AND s.event_topic_id IS NOT DISTINCT FROM {table}.event_topic_id"
-    return [
-        dm.add_column(table, sa.Column("event_sub_topic_id", sa.Integer)),
-        dm.backfill(table, {"event_sub_topic_id": "s.id"}, using=LOOKUP, on=same),
-    ]
+    column = sa.Column("event_sub_topic_id", sa.Integer)
+    return dm.fill_new_column(table, column, "s.id", using=LOOKUP, on=same)
 
 
 migration = dm.Migration(
@@ -35,7 +33,7 @@ migration = dm.Migration(
         " GROUP BY sub_topic, event_topic_id",
         key="id",
     ),
-    dm.sql(f"SELECT setval('event_sub_topics_id_seq', (SELECT max(id) FROM {LOOKUP}))", undo=""),
+    dm.advance_sequence("event_sub_topics", "id"),
     dm.create_unique_constraint("uq_slug", "event_sub_topics", ["slug", "event_topic_id"]),
     pointing("events"),
     pointing("events_version"),
