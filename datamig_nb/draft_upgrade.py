@@ -148,8 +148,8 @@ def _earlier(draft: Draft, step: Step) -> tuple[Step, ...]:
 
 def _backfill(draft: Draft, step: Backfill) -> list[str]:
     expressions = draft.references(step)
-    plan = walks.plan(step, expressions, draft.whole, draft.catalog)
-    name = draft.walk_name(step)
+    saved, name = draft.saved(step), draft.walk_name(step)
+    plan = walks.plan(step, expressions, draft.whole, draft.catalog, keeps=saved is not None)
     lines = _late_checks(draft, step, _earlier(draft, step), name)
     more, bounded = walks.options(step.walk, _hold(draft, step)), step
     if step.using is not None:
@@ -157,7 +157,7 @@ def _backfill(draft: Draft, step: Backfill) -> list[str]:
         if partner := walks.partner(step, draft.catalog.table(step.table).key):
             more["partner"] = python_text(partner)
             bounded = replace(step, on=f"{PARTNER_MARK} AND ({step.on})")
-    if saved := draft.saved(step):
+    if saved is not None:
         lines.append(f"step({draft.constant('keep values', kept.keep_values(saved))})")
         returning = draft.minimum_server >= kept.RETURNS_OLD
         keeping = kept.update_batch_returning if returning else kept.update_batch_keeping
@@ -170,7 +170,7 @@ def _backfill(draft: Draft, step: Backfill) -> list[str]:
             aside = statements.set_aside(step, key, ID, name)
         left = statements.remaining(step, plan.look_back, _not_begun(draft, step), aside)
         more["remaining"] = draft.constant(f"{' '.join(step.assign)} left", left)
-    if plan.woven is not None and not saved:
+    if plan.woven is not None:
         more["woven"] = python_text(plan.woven)
         if step.walk.connections > 1 and step.walk.job is None:
             more["connections"] = str(step.walk.connections)
