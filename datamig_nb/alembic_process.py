@@ -2,7 +2,8 @@
 
 Started as a program, with the project's own settings and ``env.py``; nothing of ours is imported.
 Whatever address ``env.py`` finds, SQLAlchemy connects to the database of the rehearsal, and a
-session that leads elsewhere all the same is refused before its first statement.
+session that leads elsewhere all the same, by SQLAlchemy or by a driver of its own, is refused
+before its first statement.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,7 @@ def led_to(url: str, value: str) -> str | None:
 
 
 def _hold_to(url: sa.URL, identity: str) -> None:
-    """Lead every connection of SQLAlchemy to the database, and look whether it got there."""
+    """Lead every connection of SQLAlchemy to the database, and refuse what leads elsewhere."""
 
     def lead(dialect: Any, _: object, arguments: list[Any], parameters: dict[str, Any]) -> None:
         if dialect.name == "postgresql":
@@ -68,12 +70,88 @@ def _hold_to(url: sa.URL, identity: str) -> None:
             if cursor.fetchone()[0] == identity:
                 session.rollback()
                 return
-        raise CommandError(
-            "env.py of the project connects to another database than that of the rehearsal"
-        )
+        raise _elsewhere(connection.dialect.driver)
 
     event.listen(sa.Engine, "do_connect", lead)
     event.listen(sa.Engine, "engine_connect", look)
+    sys.meta_path.insert(0, _Guards(identity))
+
+
+def _elsewhere(driver: str) -> CommandError:
+    return CommandError(
+        f"env.py of the project, or the revision, connects to another database than that of the"
+        f" rehearsal, by {driver} and an address of its own: let it take the address from"
+        " DATABASE_URL, or use the connection of op.get_bind()"
+    )
+
+
+class _Guards:
+    """Sees to it, as drivers are imported, that none gives a session with another database."""
+
+    def __init__(self, identity: str) -> None:
+        self._identity = identity
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """What the others find; a driver's module is guarded once it is there."""
+        if name not in ("psycopg", "psycopg2", "asyncpg"):
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, (other.find_spec(name, path, target) for other in others)), None)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_guard(module: Any) -> None:
+                execute(module)
+                self._guard(module)
+
+            spec.loader.exec_module = execute_and_guard
+        return spec
+
+    def _guard(self, module: Any) -> None:
+        match module.__name__:
+            case "psycopg":
+                for kind in (module.Connection, module.AsyncConnection):
+                    guarded = self._guarded(kind.connect.__func__, _ask_psycopg)
+                    kind.connect = classmethod(guarded)
+                module.connect = module.Connection.connect
+            case "psycopg2":
+                module.connect = self._guarded(module.connect, _ask_psycopg2)
+            case _:
+                guarded = self._guarded(module.connect, lambda session: session.fetchval(IDENTITY))
+                module.connect = module.connection.connect = guarded
+
+    def _guarded(self, connect: Callable[..., Any], ask: Callable[[Any], Any]) -> Any:
+        """The function that connects, or whose result does; it gives no session elsewhere."""
+
+        def led(session: Any, found: object) -> Any:
+            if found != self._identity:
+                raise _elsewhere(type(session).__module__.split(".")[0])
+            return session
+
+        async def connected(pending: Any) -> Any:
+            session = await pending
+            found = ask(session)
+            return led(session, await found if isawaitable(found) else found)
+
+        def guarded(*arguments: Any, **options: Any) -> Any:
+            session = connect(*arguments, **options)
+            return connected(session) if isawaitable(session) else led(session, ask(session))
+
+        return guarded
+
+
+def _ask_psycopg(session: Any) -> str:
+    # Below the connection's own settings: begins no transaction, makes no rows.
+    return session.pgconn.exec_(IDENTITY.encode()).get_value(0, 0).decode()
+
+
+def _ask_psycopg2(session: Any) -> str:
+    # Its own cursors may give rows of another kind.
+    cursor = sys.modules["psycopg2"].extensions.cursor(session)
+    cursor.execute(IDENTITY)
+    (found,) = cursor.fetchone()
+    session.rollback()
+    return found
 
 
 def _place(script_directory: type[ScriptDirectory], revisions: str) -> None:
@@ -99,7 +177,7 @@ def _configured(ini: str, words: Sequence[str], url: str) -> tuple[Config, Any]:
     return config, options
 
 
-def _prepare(ini: str, begin: str | None, url: str) -> dict[str, Any]:
+def _prepare(ini: str, begin: str | None, revision: str, url: str) -> dict[str, Any]:
     """Stamp a database that Alembic does not know; bring one that is behind to the beginning.
 
     Revisions of ours note that they ran: with no such note of Alembic's, those before it did not.
@@ -115,6 +193,10 @@ def _prepare(ini: str, begin: str | None, url: str) -> dict[str, Any]:
     script = ScriptDirectory.from_config(config)
     with EnvironmentContext(config, script, fn=look):
         script.run_env()
+    passed = script.iterate_revisions(seen["heads"], "base") if seen["heads"] else ()
+    seen["done"] = revision in {each.revision for each in passed}
+    if seen["done"]:
+        return seen
     known: Any = None if seen["heads"] else begin
     while known and _OURS in (script.get_revision(known).longdoc or ""):
         known = script.get_revision(known).down_revision
@@ -188,7 +270,7 @@ def main(words: Sequence[str], environment: Mapping[str, str]) -> None:
     if words[0] == PREPARE:
         begin, revision, answer = words[1:]
         try:
-            seen = _prepare(ini, begin or None, url)
+            seen = _prepare(ini, begin or None, revision, url)
         except CommandError as error:
             sys.exit(str(error))
         _place(ScriptDirectory, revisions)

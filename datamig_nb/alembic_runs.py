@@ -26,6 +26,7 @@ from datamig_nb.database import Database
 from datamig_nb.errors import RehearsalError
 from datamig_nb.names import TableName
 from datamig_nb.render import Revision
+from datamig_nb.vetted import bare
 
 _numbers = itertools.count(1)
 
@@ -229,7 +230,8 @@ class Runner:
         Raises
         ------
         RehearsalError
-            If the project's ``env.py`` does not run, or connects elsewhere; nothing was written.
+            If the project's ``env.py`` does not run, or connects elsewhere, or the revision is done
+            there; nothing was written.
         """
         answer = self.place / "prepared.json"
         run = self.run(PREPARE, self.revision.down_revision or "", self.revision.id, str(answer))
@@ -239,6 +241,11 @@ class Runner:
                 "make 'alembic upgrade' work on a copy of the database first",
             )
         found = json.loads(answer.read_text(encoding="utf-8"))
+        if found["done"]:
+            raise RehearsalError(
+                f"the database has the revision {self.revision.id} already",
+                "give one where it has not run, or restore a copy from before",
+            )
         schema, name = found["version_table"]
         begin, stamped = self.revision.down_revision, found["stamped"]
         said = [f"stamped {stamped}"] if stamped else []
@@ -258,12 +265,18 @@ class Runner:
 def runner_for(
     revision: Revision, database: Database, told: Callable[[str], None]
 ) -> Generator[Runner]:
-    """Put the revision where Alembic finds it: beside its project, else in one made for it."""
+    """Put the revision where Alembic finds it: beside its project, else in one made for it.
+
+    One that lies in its project already stays where it is, beside the files that it reads.
+    """
     with tempfile.TemporaryDirectory(prefix="datamig-") as directory:
         place = Path(directory, "revision")
         place.mkdir()
-        (place / f"{revision.id}.py").write_bytes(revision.text.encode())
         ini = revision.alembic
+        if ini is None or revision.path is None:
+            (place / f"{revision.id}.py").write_bytes(revision.text.encode())
+        elif bare(revision.path.read_text(encoding="utf-8")) != revision.text:
+            raise RehearsalError(f"{revision.path.name} changed since it was read", "read it again")
         if ini is None:
             ini = _smallest_project(Path(directory), revision.down_revision)
         yield Runner(

@@ -31,9 +31,9 @@ SAMPLE_ROWS = 300
 #: Between two transactions.
 PAUSE_SECONDS = 0.002
 
-#: A row's key, and values of its columns, as text.
+#: A row's key, and for columns what they may hold, as text: what was written stands first.
 Key: TypeAlias = tuple[str, ...]
-Values: TypeAlias = dict[str, "str | None"]
+Values: TypeAlias = dict[str, "tuple[str | None, ...]"]
 
 # No lock to be had, a deadlock, a snapshot too old: what any application tries again.
 _AGAIN = ("55P03", "40P01", "40001", "57014")
@@ -48,7 +48,7 @@ def as_others(database: Database) -> Database:
 class Journal:
     """What was committed, or what one transaction is about to commit."""
 
-    #: What it last wrote to columns of a row.
+    #: What columns of a row may hold that it wrote.
     values: dict[Key, Values] = field(default_factory=dict[Key, Values])
     inserted: set[Key] = field(default_factory=set[Key])
     deleted: set[Key] = field(default_factory=set[Key])
@@ -71,6 +71,9 @@ class Writer(threading.Thread):
         Columns that it changes above all.
     left_alone
         Columns that the migration writes: they are neither changed nor compared.
+    in_place
+        Columns that the migration changes from what they hold, and it writes to all the same ->
+        SQL over the row: an array of what the migration makes of it.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Writer(threading.Thread):
         *,
         reads: Collection[str],
         left_alone: Collection[str],
+        in_place: Mapping[str, str],
         chance: random.Random,
     ) -> None:
         super().__init__(daemon=True)
@@ -88,6 +92,7 @@ class Writer(threading.Thread):
         unique = {column for columns in table.unique for column in columns}
         own = [c.name for c in table.columns if not c.generated and c.name not in left_alone]
         self._own = [column for column in own if column not in table.key]
+        self._made = {column: sql for column, sql in in_place.items() if column in self._own}
         free = [column for column in self._own if column not in unique]
         self._changed = [c for c in free if c in reads] + [c for c in free if c not in reads][:1]
         self._read_sample()
@@ -96,6 +101,8 @@ class Writer(threading.Thread):
         self.longest_seconds = 0.0
         #: Why a write was refused, and how often; locks and deadlocks aside.
         self.refused: Counter[str] = Counter()
+        #: In how many rows columns hold what was written, not what the migration makes of it.
+        self.behind: Counter[str] = Counter()
         self._error: Exception | None = None
 
     @property
@@ -147,35 +154,51 @@ class Writer(threading.Thread):
         mine = sorted(self._journal.inserted - draft.deleted | draft.inserted)
         what = self._chance.choice(("update", "update", "update", "insert", "delete"))
         if what == "insert" and not self.no_inserts:
-            key, values = self._send(connection, self._insert(), self._own)
+            key, values = self._send(connection, self._insert(), self._own, {})
             draft.inserted.add(key)
             draft.deleted.discard(key)
             draft.values[key] = values
         elif what == "delete" and mine:
             row = self._is(self._chance.choice(mine))
-            key, _ = self._send(connection, f"DELETE FROM {self._name} WHERE {row}", ())
+            key, _ = self._send(connection, f"DELETE FROM {self._name} WHERE {row}", (), {})
             draft.deleted.add(key)
             draft.inserted.discard(key)
         elif self._changed and (rows := [*self._keys, *mine]):
-            column, row = self._chance.choice(self._changed), self._is(self._chance.choice(rows))
+            column, chosen = self._chance.choice(self._changed), self._chance.choice(rows)
             value = self._value(column, self._chance.choice(self._values[column]))
-            update = f"UPDATE {self._name} SET {quote(column)} = {value} WHERE {row}"
-            key, values = self._send(connection, update, (column,))
+            update = f"UPDATE {self._name} SET {quote(column)} = {value} WHERE {self._is(chosen)}"
+            known = self._journal.values.get(chosen, {}) | draft.values.get(chosen, {})
+            key, values = self._send(connection, update, (column,), known)
             draft.values.setdefault(key, {}).update(values)
         draft.values.pop((), None)  # of a row that the migration had removed
 
     def _send(
-        self, connection: sa.Connection, statement: str, columns: Sequence[str]
+        self, connection: sa.Connection, statement: str, columns: Sequence[str], known: Values
     ) -> tuple[Key, Values]:
-        """The key of the row that was written, () for none, and what it holds in the columns."""
+        """The key of the row that was written, () for none, and what its columns may hold.
+
+        Parameters
+        ----------
+        known
+            What the columns of the row might hold before.
+        """
         began = time.monotonic()
-        texts = ", ".join(f"{quote(column)}::text" for column in (*self.table.key, *columns))
-        row = run(connection, f"{statement} RETURNING {texts}").one_or_none()
+        texts = [f"{quote(name)}::text" for name in (*self.table.key, *columns, *self._made)]
+        texts += self._made.values()
+        row = run(connection, f"{statement} RETURNING {', '.join(texts)}").one_or_none()
         self.longest_seconds = max(self.longest_seconds, time.monotonic() - began)
         if row is None:
             return (), {}
-        parts = len(self.table.key)
-        return tuple(row[:parts]), dict(zip(columns, row[parts:], strict=True))
+        found = iter(row)
+        key = tuple(next(found) for _ in self.table.key)
+        written = {column: next(found) for column in columns}
+        held = {column: next(found) for column in self._made}
+        values: Values = {column: (value,) for column, value in written.items()}
+        for column, made in zip(self._made, found, strict=True):
+            before = values.get(column) or known.get(column, ())
+            if before[:1] == (held[column],):  # else the migration has been there
+                values[column] = (*before, *made)
+        return key, values
 
     def _insert(self) -> str:
         """Insert a copy of a row, with another key."""
@@ -227,7 +250,7 @@ class Writer(threading.Thread):
         may_vanish
             Whether rows that it did not insert may be gone.
         """
-        key, journal = self.table.key, self._journal.values
+        journal = self._journal.values
         try:
             now = database.table(self.table.name)
         except UnknownTableError:
@@ -237,38 +260,43 @@ class Writer(threading.Thread):
         if not journal:
             return []
         columns = [column for column in self._own if now.has(column)]
-        names = [f"k{number}" for number in range(len(key))]
+        names = [f"k{number}" for number in range(len(self.table.key))]
         keys = ", ".join(
             f"ARRAY[{', '.join(map(literal, part))}]" for part in zip(*journal, strict=True)
         )
         same = " AND ".join(
-            f"{quote(part)}::text = {n}" for part, n in zip(key, names, strict=True)
+            f"{quote(part)}::text = {n}" for part, n in zip(self.table.key, names, strict=True)
         )
         shown = ", ".join([*names, *(f"{quote(column)}::text" for column in columns)])
         query = f"SELECT {shown} FROM {self._name}"
         query += f" JOIN unnest({keys}) AS written ({', '.join(names)}) ON {same}"
         with database.read_only(f"reading {self.table.name}") as connection:
             found = {
-                tuple(row[: len(key)]): dict(zip(columns, row[len(key) :], strict=True))
+                tuple(row[: len(names)]): dict(zip(columns, row[len(names) :], strict=True))
                 for row in run(connection, query)
             }
-        return list(self._compared(found, columns, may_vanish=may_vanish))
+        wrong: dict[str, list[Key]] = {}
+        for key in journal:
+            if key in found or not may_vanish or key in self._journal.inserted:
+                for what in self._wrong(key, found.get(key)):
+                    wrong.setdefault(what, []).append(key)
+        return [
+            f"{counted(len(rows), 'row')} of {self.table.name}, the first ({', '.join(rows[0])}):"
+            f" {what}"
+            for what, rows in wrong.items()
+        ]
 
-    def _compared(
-        self, found: Mapping[Key, Values], columns: Collection[str], *, may_vanish: bool
-    ) -> Iterator[str]:
-        for key, values in self._journal.values.items():
-            row = f"row ({', '.join(key)}) of {self.table.name}"
-            if key in self._journal.deleted:
-                if key in found:
-                    yield f"{row} was deleted, and is there"
-            elif key not in found:
-                if not may_vanish or key in self._journal.inserted:
-                    yield f"{row} was written, and is gone"
-            else:
-                for column, value in values.items():
-                    if column in columns and found[key][column] != value:
-                        yield f"{column} of {row} does not hold what was written"
+    def _wrong(self, key: Key, found: Mapping[str, str | None] | None) -> Iterator[str]:
+        """What is wrong with a row that it wrote, in words; None where the row is not there."""
+        deleted = key in self._journal.deleted
+        if (found is None) != deleted:
+            yield "deleted, and there" if deleted else "written, and gone"
+        elif found is not None:
+            for column, allowed in self._journal.values[key].items():
+                if column in found:
+                    self.behind[column] += found[column] == allowed[0] != allowed[-1]
+                    if found[column] not in allowed:
+                        yield f"{column} does not hold what was written"
 
 
 # Columns that get a value of their own in a row that does not say one.

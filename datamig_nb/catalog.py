@@ -478,13 +478,6 @@ def _require_steady_key(step: Backfill | Transform, catalog: Catalog) -> None:
         )
 
 
-# Give another value each time, though PostgreSQL calls them stable within a transaction.
-_CLOCKS = frozenset(
-    "now current_timestamp current_date current_time localtime localtimestamp transaction_timestamp"
-    " statement_timestamp".split()
-)
-
-
 def _volatile(connection: sa.Connection, migration: Migration) -> frozenset[str]:
     """Names in the expressions that are those of a volatile function."""
     words = {
@@ -498,7 +491,7 @@ def _volatile(connection: sa.Connection, migration: Migration) -> frozenset[str]
         " WHERE provolatile = 'v' AND proname = ANY (:names)"
     )
     found = connection.execute(query, {"names": sorted(words)}).scalars()
-    return frozenset(found) | (words & _CLOCKS)
+    return frozenset(found) | (words & statements.CLOCKS)
 
 
 def _selected(connection: sa.Connection, step: InsertRows, catalog: Catalog) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ The source is only read: by ``CREATE DATABASE … TEMPLATE`` or by ``pg_dump``.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -158,11 +158,31 @@ def dump_and_restore(source: Database, clone: Database, *options: str) -> None:
         if ": error: " in line and '"transaction_timeout"' not in line
     ]
     if dump.returncode or restore.returncode not in passed or errors:
+        if missing := missing_extensions(source, clone):
+            raise lacking(missing, clone, "so that the clone could not be made")
         raise RehearsalError(
             f"the clone could not be made with pg_dump and pg_restore: {' '.join(errors[:1])}",
             'give the role the right to read all of it, or rehearse on="sample", which takes what'
             " it may read",
         )
+
+
+def missing_extensions(source: Database, copy: Database) -> list[str]:
+    """Extensions that a database has, and the server of its copy could not make."""
+    with source.read_only("listing the extensions") as theirs, copy.read_only("likewise") as ours:
+        wanted = set(theirs.execute(sa.text("SELECT extname FROM pg_extension")).scalars())
+        known = ours.execute(sa.text("SELECT name FROM pg_available_extensions")).scalars()
+        return sorted(wanted.difference(known))
+
+
+def lacking(extensions: Sequence[str], copy: Database, consequence: str) -> RehearsalError:
+    """The error of a rehearsal on a server that lacks extensions of the source."""
+    return RehearsalError(
+        f"the server of the copy, PostgreSQL {copy.version}, lacks extensions of the source:"
+        f" {', '.join(extensions)}; {consequence}",
+        "install them there; or rehearse on the source's own server, which has them, with"
+        ' on="clone" and a role that has CREATEDB; or on a staging database',
+    )
 
 
 def copy_settings(source: Database, clone: Database) -> None:

@@ -148,6 +148,7 @@ class Draft:
     def _new_name(self, wish: str) -> str:
         words = re.findall(r"[a-z0-9]+", wish.lower())
         if len("_".join(words)) > 45:
+            words = re.findall(r"[a-z0-9]+", wish.lower().partition(", and ")[0])
             while len(words) > 1 and (len("_".join(words)) > 45 or words[-1] in _LINKS):
                 words.pop()
         base = "_".join(words).upper()[:63] or "STATEMENT"
@@ -203,9 +204,9 @@ class Draft:
         more: Mapping[str, str] = MappingProxyType({}),
     ) -> str:
         """A walk over what was kept, ``saved``, that changes the table."""
-        over = {"relation": python_text(f"{saved} AS kept"), **more}
+        over = {"relation": python_text(f"{saved} AS kept"), "kept": python_text(saved), **more}
         if keys == ("ctid",):
-            over["heap"] = python_text(saved)  # whose pages are walked
+            table = TableName.parse(saved)  # whose pages are walked
         return self.run(name, table, keys, work, over)
 
     # ------------------------------------------------ names and places

@@ -51,11 +51,12 @@ def upgrade(draft: Draft) -> str:
 
 def _preflight(draft: Draft) -> list[str]:
     steps = draft.migration.steps
-    checks: list[tuple[str, str]] = [
-        (condition.holds, condition.failing)
+    conditions = [
+        condition
         for step in steps
         for condition in preflight.preflight(step, draft.whole.steps[: draft.number(step) - 1])
     ]
+    checks: list[tuple[str, str]] = [*preflight.nothing_yet(conditions)]
     asked = [check for check in draft.migration.checks if check.before]
     asked += walks.early_checks(draft.migration, draft.catalog, draft.whole)
     asked += targets.session_checks(draft.migration, draft.catalog.tables, draft.catalog.major)

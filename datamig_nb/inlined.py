@@ -61,12 +61,10 @@ def own_commits() -> Generator[None]:
         if not isinstance(cause, DBAPIError):  # Ctrl-C
             raise cause or error from None
         reason = str(cause.orig).splitlines()[0]
-        if f"{revision} " in reason:  # said by one of our own statements
-            raise RuntimeError(reason[reason.index(f"{revision} ") :]) from cause
-        lost = "lost its connection" if isinstance(error, PendingRollbackError) else "stopped"
-        raise RuntimeError(
-            f"{revision} {lost}: {reason}; run Alembic again, it goes on where it was"
-        ) from cause
+        said = f"{revision} stopped: {reason}; run Alembic again, it goes on where it was"
+        if f"{revision} " in reason:  # by one of our own statements
+            said = reason[reason.index(f"{revision} ") :]
+        raise RuntimeError(said) from cause
 
 
 def prepare_nothing(bind: Any) -> None:
@@ -132,20 +130,15 @@ def require(check: str, unless: str = "SELECT WHERE FALSE") -> None:
     execute(f"""
 DO $datamig$
 DECLARE
-    failing bigint;
-    first text;
+    failing bigint;  first text;
 BEGIN
-    IF EXISTS ({unless}) THEN
-        RETURN;
-    END IF;
+    IF EXISTS ({unless}) THEN RETURN; END IF;
     SET LOCAL row_security = off;  -- rather an error than rows unseen
     SELECT count(*), string_agg(row_text, ', ') FILTER (WHERE place <= 5) INTO failing, first
       FROM (SELECT bad_row::text AS row_text, row_number() OVER () AS place FROM (
 {check.strip()}
            ) AS bad_row) AS numbered;
-    IF failing > 0 THEN
-        RAISE EXCEPTION {message}, failing, first;
-    END IF;
+    IF failing > 0 THEN RAISE EXCEPTION {message}, failing, first; END IF;
 END
 $datamig$""")
     log.info("checked: %s", name)

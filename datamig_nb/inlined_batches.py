@@ -14,7 +14,6 @@ from sqlalchemy import Engine
 from datamig_nb.inlined import log, passed, prepare_nothing, require
 from datamig_nb.inlined_sql import (
     FIRST_BATCH_ROWS,
-    LEAST_BATCH_ROWS,
     STRETCH_SECONDS,
     execute,
     quoted,
@@ -23,72 +22,73 @@ from datamig_nb.inlined_sql import (
 from datamig_nb.inlined_walk import this_run, walk
 
 
-def run_batches(name: str, table: str, key: tuple[str, ...], work: str, **more: object) -> None:
+def run_batches(name: str, table: str, key: tuple[str, ...], work: str, **more: Any) -> None:
     """Walk a table batch by batch; where an earlier run stopped, its row of datamig.run knows."""
     if passed():
         return
-    begin(name, 1, table, key, work=work, **more)
-    go_on(name, 1)
+    begin(name, 1, table)
+    go_on(name, 1, table, key, work, **more)
 
 
 def run_in_parallel(
-    name: str, table: str, key: tuple[str, ...], work: str, connections: int, **more: object
+    name: str, table: str, key: tuple[str, ...], work: str, connections: int, **more: Any
 ) -> None:
     """Walk parts of a table's pages at once; what another connection left, this one does."""
     if passed():
         return
-    look_back = {"remaining": more.pop("remaining"), "cursor": "(0,0)", "stop": "(0,0)"}
-    parts, ended = range(1, connections + 1), Event()
-    for part in parts:
-        begin(name, part, table, key, work=work, connections=connections, **more)
+    remaining, ended = more.pop("remaining"), Event()
+    for part in range(1, connections + 1):
+        begin(name, part, table)
+
+    def one(part: int, **by_whom: Any) -> None:
+        go_on(name, part, table, key, work, connections=connections, **more, **by_whom)
 
     def help_out(part: int, engine: Engine) -> None:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as other:
             prepare_nothing(other)
-            go_on(name, part, other, ended)
+            one(part, bind=other, ended=ended)
 
     with ThreadPoolExecutor() as pool:
         try:
             if not op.get_context().as_sql and not op.get_bind().dialect.is_async:
-                for part in parts[1:]:
+                for part in range(2, connections + 1):
                     pool.submit(help_out, part, op.get_bind().engine)
-            go_on(name, 1)
+            one(1)
         finally:
             ended.set()
-    for part in parts[1:]:
-        go_on(name, part)
-    begin(name, connections + 1, table, key, work=work, **look_back)
-    go_on(name, connections + 1)
+    for part in range(2, connections + 1):
+        one(part)
+    begin(name, connections + 1, table, cursor="(0,0)", stop="(0,0)")
+    go_on(name, connections + 1, table, key, work, remaining=remaining)
 
 
-def begin(name: str, part: int, table: str, key: tuple[str, ...], **given: object) -> None:
+def begin(name: str, part: int, table: str, **given: object) -> None:
     """Note what is to be done; what an earlier run noted of its progress stays."""
-    given = {"heap": table, "relation": table, "least_rows": LEAST_BATCH_ROWS, **given}
-    first = max(FIRST_BATCH_ROWS, int(str(given["least_rows"])))
+    given = {"heap": table, "batch_rows": FIRST_BATCH_ROWS, **given}
     execute(f"""
-INSERT INTO datamig.run AS run (revision, step, part, batch_rows, key, {", ".join(given)}, status)
-SELECT '{revision}', {quoted(name)}, {part}, {first},
-       ARRAY[{", ".join(map(quoted, key))}], {", ".join(map(quoted, given.values()))},
+INSERT INTO datamig.run AS run (revision, step, part, {", ".join(given)}, status)
+SELECT '{revision}', {quoted(name)}, {part}, {", ".join(map(quoted, given.values()))},
        coalesce(max(status), 'running') FROM datamig.run
  WHERE revision = '{revision}' AND part = 0 AND status IN ('paused', 'cancelled')
 ON CONFLICT (revision, step, part) DO UPDATE SET retries = 0, rounds = 0, error = NULL,
        status = CASE run.status WHEN 'paused' THEN 'paused' ELSE excluded.status END""")
 
 
-def go_on(name: str, part: int, bind: Any = None, ended: Event | None = None) -> None:
+def go_on(
+    name: str, part: int, *what: Any, bind: Any = None, ended: Event | None = None, **more: Any
+) -> None:
     """Let the database do batches until the walk is done; tell about it every two seconds."""
     if op.get_context().as_sql:
-        execute(walk(name, part, "'infinity'"))
+        execute(walk(name, part, "'infinity'", *what, **more))
         stopped = f"SELECT status, error FROM datamig.run WHERE {this_run(name, part)}"
         require(f"-- {name}: done\n{stopped} AND status <> 'succeeded'")
         return
-    heard, shown, began, before = (None, None), 0.0, 0.0, 0
     until = f"clock_timestamp() + interval '{STRETCH_SECONDS} seconds'"
+    batches = walk(name, part, until, *what, **more)
+    heard, shown, began, before = (None, None), 0.0, 0.0, 0
     while ended is None or not ended.is_set():
-        execute(walk(name, part, until), bind)
-        seen = "status, note, error, rest, total, scanned, changed, batches"
-        query = f"SELECT {seen} FROM datamig.run WHERE {this_run(name, part)}"
-        run = execute(query, bind).one()
+        execute(batches, bind)
+        run = execute(f"SELECT * FROM datamig.run WHERE {this_run(name, part)}", bind).one()
         now = time.monotonic()
         if not began or run.status == "paused":  # the rate is that of work, by this process
             began, before = now, run.scanned
@@ -110,10 +110,8 @@ def progress(run: Any, rate: float) -> str:
     """Where a walk is, in words, and how long it has to go at this rate."""
     left = (run.total or 0) - run.scanned if run.status != "succeeded" else 0
     of = f" of about {run.total:,}" if left > 0 else ""
-    said = run.status + (f", {run.note}" if run.note else "")
-    said += f", {run.scanned:,}{of} rows scanned, {run.changed:,} changed, {run.batches:,} batches"
-    if rate >= 1:
-        said += f", {rate:,.0f} rows/s"
-    if left > rate >= 1:
-        said += f", {timedelta(seconds=round(left / rate))} to go"
-    return said
+    said = [run.status, run.note, f"{run.scanned:,}{of} rows scanned"]
+    said += [f"{run.changed:,} changed", f"{run.batches:,} batches"]
+    said += [f"{rate:,.0f} rows/s"] if rate >= 1 else []
+    said += [f"{timedelta(seconds=round(left / rate))} to go"] if left > rate >= 1 else []
+    return ", ".join(filter(None, said))

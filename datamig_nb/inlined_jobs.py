@@ -20,10 +20,10 @@ def leave_to_workers(
         return
     head = f"CREATE OR REPLACE PROCEDURE datamig.work_{revision}"
     until = "moment timestamptz DEFAULT 'infinity'"
-    body = walk(name, 1, "moment").strip().removeprefix("DO ")
+    body = walk(name, 1, "moment", table, key, work, **more).strip().removeprefix("DO ")
     step(f"{head}({until})\nLANGUAGE plpgsql AS {body}")
     step(JOBS)
-    begin(name, 1, table, key, work=work, **more)
+    begin(name, 1, table)
 
 
 def end_job() -> None:

@@ -258,7 +258,7 @@ def begin_parts(job: Job) -> list[int]:
             given: dict[str, object] = {"stop": stops[part - 1]} if part <= len(stops) else {}
             if part < len(parts):
                 given["total"] = job.rows // (len(parts) - 1)
-            begin(job.step, part, job.table, job.key, note="computed in Python", **given)
+            begin(job.step, part, job.table, note="computed in Python", **given)
         # Older than any transaction that may still write what the walk does not see.
         execute(
             f"INSERT INTO datamig.own_transaction SELECT '{revision}', {quoted(job.step)},"

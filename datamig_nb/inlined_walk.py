@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from datamig_nb.inlined_sql import (
     ALONE_SECONDS,
     ATTEMPTS,
@@ -26,18 +28,14 @@ RUN = """
 CREATE TABLE IF NOT EXISTS datamig.run (
     revision text, step text, part integer,  -- part 0: an upgrade or a downgrade as a whole
     status text NOT NULL DEFAULT 'running',  -- paused, cancelled, failed, succeeded
-    heap text, relation text, key text[], work text, remaining text, woven text,
-    hold text, rest_share float8 NOT NULL DEFAULT 0, quarantine_rows bigint NOT NULL DEFAULT 0,
-    connections integer NOT NULL DEFAULT 1, role text NOT NULL DEFAULT 'origin', tables oid[],
-    partner text, least_rows integer,
-    walked_by text[], passes integer NOT NULL DEFAULT 1, page_rows float8,
-    sure boolean NOT NULL DEFAULT FALSE,  -- that nearly every row has to be changed
-    cursor text, stop text, page_window bigint NOT NULL DEFAULT 0, pass integer NOT NULL DEFAULT 0,
-    rounds integer NOT NULL DEFAULT 0, suspects bigint NOT NULL DEFAULT 0,
-    retries integer NOT NULL DEFAULT 0, rest float8 NOT NULL DEFAULT 0, total bigint,
-    scanned bigint NOT NULL DEFAULT 0, changed bigint NOT NULL DEFAULT 0,
-    batches bigint NOT NULL DEFAULT 0, batch_rows integer, note text, error text, pid integer,
-    started_at timestamptz NOT NULL DEFAULT clock_timestamp(), busy_at timestamptz,
+    heap text, tables oid[], total bigint, cursor text, stop text,
+    passes integer, page_rows float8, page_window bigint NOT NULL DEFAULT 0,
+    pass integer NOT NULL DEFAULT 0, rounds integer NOT NULL DEFAULT 0,
+    suspects bigint NOT NULL DEFAULT 0, retries integer NOT NULL DEFAULT 0,
+    rest float8 NOT NULL DEFAULT 0, scanned bigint NOT NULL DEFAULT 0,
+    changed bigint NOT NULL DEFAULT 0, batches bigint NOT NULL DEFAULT 0, batch_rows integer,
+    sure boolean NOT NULL DEFAULT FALSE, statement text, note text, error text, pid integer,
+    busy_at timestamptz, started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (revision, step, part)
 )
@@ -59,57 +57,70 @@ CREATE TABLE IF NOT EXISTS datamig.conflict (
 
 # Toward the time that a batch should take: half as many rows again at most, down at once.
 NEXT_BATCH_ROWS = f"""
-            greatest(run.least_rows, least({MOST_BATCH_ROWS}, batch_rows * least(1.5,
+            greatest(least_rows, least({MOST_BATCH_ROWS}, run.batch_rows * least(1.5,
             CASE WHEN busy THEN {SHARED_SECONDS} ELSE {ALONE_SECONDS} END
             / greatest(seconds, 0.0001))))::integer"""
 
 
-def walk(name: str, part: int, until: str) -> str:
+def literals(*key: str) -> str:
+    """SQL that gives the parts of a key as SQL."""
+    return " || ', ' || ".join(f"quote_literal(to_json({part}) #>> '{{}}')" for part in key)
+
+
+def walk(
+    name: str, part: int, until: str, table: str, key: tuple[str, ...], work: str, **more: Any
+) -> str:
     """Batches until a moment, each in one transaction with its row of datamig.run.
 
     The last key of a batch is found first, then the closed range up to it is worked on.  A woven
     walk passes PASSES times over each window of pages, each time for other rows: a pass finds room
     where the one before it left dead rows, so the table grows little and its indexes hardly.
     """
+    keys, relation = ", ".join(key), more.get("relation", table)
+    last = f"SELECT {literals(*key)} FROM {relation} ORDER BY {' DESC, '.join(key)} DESC LIMIT 1"
+    # only with ctid
+    last = "SELECT NULL" if keys == "ctid" else last
+    # end
     return rf"""
 DO $datamig$
 #variable_conflict use_variable
 DECLARE
-    run datamig.run;  began timestamptz;  seconds float8;  busy boolean;  batch_rows bigint;
-    n bigint;  done bigint;  state text;  page bigint;  last_page bigint;  this_pass text;
-    key text;  key_text text;  span text;  ending text;  upper text;  statement text;
-    until timestamptz := {until};
+    run datamig.run;  until timestamptz := {until};  relation text := {quoted(relation)};
+    least_rows integer := {more.get("least_rows", LEAST_BATCH_ROWS)};
 BEGIN
 LOOP
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;  -- see the run as it is once it is locked
-    began := clock_timestamp();
     PERFORM set_config('lock_timeout', '0', true),  -- another session's batch may take long
             set_config('row_security', 'off', true),  -- rather an error than rows unseen
             set_config('extra_float_digits', '1', true);  -- keys as text are exact
     SELECT * INTO STRICT run FROM datamig.run WHERE {this_run(name, part)} FOR UPDATE;
     PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true);
     <<batch>>
+    DECLARE
+        key text := {quoted(keys)};  key_text text := {quoted(literals(*key))};
+        n bigint;  done bigint;  span text;  ending text;  upper text;  statement text;
+        state text := '';  began timestamptz := clock_timestamp();  seconds float8;  busy boolean;
+        -- only with role
+        role text := {quoted(more.get("role", "origin"))};
+        -- end
+        -- only with woven or ctid
+        page bigint;  last_page bigint;
+        -- end
     BEGIN
         run.rest := 1;
         EXIT batch WHEN run.status <> 'running';
-        -- only with relation
-        IF run.relation LIKE 'datamig.kept%'
-           AND to_regclass(split_part(run.relation, ' ', 1)) IS NULL THEN
+        -- only with kept
+        IF to_regclass({quoted(more.get("kept", table))}) IS NULL THEN
             run.status := 'succeeded';  -- an earlier run put all back, and dropped it
             EXIT batch;
         END IF;
         -- end
         -- only with hold
-        IF run.hold IS NOT NULL THEN
-            EXECUTE run.hold INTO run.note;  -- what to wait for, or NULL
-            EXIT batch WHEN run.note IS NOT NULL;
-        END IF;
+        EXECUTE {quoted(more.get("hold", "SELECT NULL"))} INTO run.note;  -- what to wait for
+        EXIT batch WHEN run.note IS NOT NULL;
         -- end
         run.rest := 0;
-        state := '';
-        upper := NULL;
-        this_pass := NULL;
         BEGIN
             -- Where the walk ends is fixed before it begins: else writers could make it endless.
             IF run.stop IS NULL THEN
@@ -117,77 +128,68 @@ LOOP
                     SELECT to_regclass(run.heap)::oid
                      UNION ALL SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = id
                 )
-                SELECT array_agg(oid), nullif(sum(greatest(reltuples, 0)), 0),
-                       max(pg_relation_size(oid)) / current_setting('block_size')::integer
-                  INTO run.tables, run.total, last_page FROM pg_class JOIN tree ON oid = id;
-                run.walked_by := run.key;
+                SELECT array_agg(oid), nullif(sum(greatest(reltuples, 0)), 0)
+                  INTO run.tables, run.total FROM pg_class JOIN tree ON oid = id;
+                EXECUTE {quoted(last)} INTO run.stop;
+                -- only with least_rows
+                run.batch_rows := greatest(run.batch_rows, least_rows);
+                -- end
                 -- only with woven or ctid
-                run.page_rows := greatest(1, coalesce(run.total, 60 * last_page)
-                                             / greatest(1, last_page));
+                SELECT max(pg_relation_size(id)) / current_setting('block_size')::integer
+                  INTO page FROM unnest(run.tables) AS id;
+                run.page_rows := greatest(1, coalesce(run.total, 60 * page) / greatest(1, page));
+                -- end
+                -- only with ctid
+                IF key = 'ctid' THEN run.stop := format('''(%s,0)''', page); END IF;
                 -- end
                 -- only with woven
-                run.passes := CASE WHEN run.rounds = 0 AND run.woven IS NOT NULL
-                                        AND last_page >= {WOVEN_FROM_PAGES}
-                                        AND cardinality(run.tables) = 1
-                                   THEN {PASSES} ELSE 1 END;
+                IF {bool(more.get("woven"))} THEN
+                    run.passes := CASE WHEN run.rounds = 0 AND page >= {WOVEN_FROM_PAGES}
+                                        AND cardinality(run.tables) = 1 THEN {PASSES} ELSE 1 END;
+                END IF;
                 IF run.passes > 1 THEN
-                    run.walked_by := '{{ctid}}';
                     -- only with connections
-                    run.page_window := last_page * (run.part - 1) / run.connections;
-                    last_page := last_page * run.part / run.connections;
-                    run.total := run.total / run.connections;
+                    run.page_window := page * ({part} - 1) / {more.get("connections", 1)};
+                    page := page * {part} / {more.get("connections", 1)};
+                    run.total := run.total / {more.get("connections", 1)};
                     -- end
-                    run.cursor := quote_literal(format('(%s,0)', run.page_window));
+                    run.cursor := format('''(%s,0)''', run.page_window);
+                    run.stop := format('''(%s,0)''', page);
                 END IF;
                 -- end
                 -- only with connections
-                IF run.passes = 1 AND run.part < run.connections THEN
+                IF run.passes = 1 AND {part} < {more.get("connections", 1)} THEN
                     run.status := 'succeeded';  -- by key, the last one has all
                     EXIT batch;
                 END IF;
                 -- end
             END IF;
-            key := array_to_string(run.walked_by, ', ');
-            run.note := 'by ' || key;
-            SELECT string_agg(format('quote_literal(to_json(%s) #>> ''{{}}'')', part),
-                              ' || '', '' || ') INTO key_text FROM unnest(run.walked_by) AS part;
-            IF run.stop IS NULL AND run.walked_by <> '{{ctid}}' THEN
-                EXECUTE format('SELECT %s FROM %s ORDER BY %s DESC LIMIT 1', key_text, run.relation,
-                               array_to_string(run.walked_by, ' DESC, ')) INTO run.stop;
-            END IF;
-            -- only with woven or ctid
-            IF run.walked_by = '{{ctid}}' THEN
-                run.stop := coalesce(run.stop, quote_literal(format('(%s,0)', last_page)));
-                last_page := (btrim(run.stop, '''')::point)[0];
+            -- only with woven
+            IF run.passes > 1 THEN
+                key := 'ctid';
+                key_text := {quoted(literals("ctid"))};
             END IF;
             -- end
+            run.note := 'by ' || key;
 
             IF run.cursor IS NOT DISTINCT FROM run.stop THEN
                 -- only with remaining
                 -- Look for rows that were written or moved behind the walk, or repaired.
-                n := 0;
-                IF run.remaining IS NOT NULL THEN
-                    BEGIN
-                        EXECUTE run.remaining INTO n;
-                    EXCEPTION WHEN data_exception OR raise_exception THEN
-                        n := 1;  -- the walk will find the row, and name it
-                    END;
-                END IF;
-                -- end
-                run.status := 'succeeded';  -- not before: an error would leave it so
-                run.note := NULL;
-                -- only with remaining
-                IF n > 0 AND run.rounds >= {ATTEMPTS} THEN
-                    run.note := n || ' rows written meanwhile are not done';
-                ELSIF n > 0 THEN
-                    run.status := 'running';
-                    run.note := 'by ' || key;
+                BEGIN
+                    EXECUTE {quoted(more.get("remaining", "SELECT 0"))} INTO n;
+                EXCEPTION WHEN data_exception OR raise_exception THEN
+                    n := 1;  -- the walk will find the row, and name it
+                END;
+                IF n > 0 AND run.rounds < {ATTEMPTS} THEN
                     run.rounds := run.rounds + 1;
                     run.cursor := NULL;
                     run.stop := NULL;
                     run.page_window := 0;
+                    EXIT batch;
                 END IF;
                 -- end
+                run.status := 'succeeded';
+                run.note := nullif(n, 0) || ' rows written meanwhile are not done';
                 EXIT batch;
             END IF;
 
@@ -196,44 +198,45 @@ LOOP
             -- only with woven
             IF run.passes > 1 THEN
                 run.note := 'woven';
-                last_page := least(last_page, run.page_window + {WINDOW_PAGES});
-                ending := quote_literal(format('(%s,0)', last_page));
-                this_pass := format('abs(%s %% %s) = %s', run.woven, run.passes, run.pass);
+                last_page := least((btrim(ending, '''')::point)[0],
+                                   run.page_window + {WINDOW_PAGES});
+                ending := format('''(%s,0)''', last_page);
+                span := format('abs(%s %% {PASSES}) = %s', {quoted(more.get("woven"))}, run.pass);
             END IF;
             -- end
             span := concat_ws(' AND ', format('(%s) <= (%s)', key, ending),
-                              '(' || key || ') > (' || run.cursor || ')', this_pass);
+                              '(' || key || ') > (' || run.cursor || ')', span);
 
             -- The last key of this batch.
             n := CASE WHEN run.suspects > 0 THEN (run.suspects + 1) / 2 ELSE run.batch_rows END;
             -- only with woven or ctid
-            IF run.walked_by = '{{ctid}}' AND run.suspects = 0 THEN
+            IF key = 'ctid' AND run.suspects = 0 THEN
                 page := coalesce((btrim(run.cursor, '''')::point)[0], 0);
-                last_page := least(last_page, page + greatest(1, least({WINDOW_PAGES // 2},
-                                   trunc(n * run.passes / run.page_rows))));
-                upper := quote_literal(format('(%s,0)', last_page));
-                n := (last_page - page) * run.page_rows / run.passes;
+                last_page := least((btrim(ending, '''')::point)[0], page + greatest(1, least(
+                    {WINDOW_PAGES // 2}, trunc(n * greatest(1, run.passes) / run.page_rows))));
+                upper := format('''(%s,0)''', last_page);
+                n := (last_page - page) * run.page_rows / greatest(1, run.passes);
             END IF;
             -- end
             IF upper IS NULL THEN
                 EXECUTE format('SELECT %s FROM %s WHERE %s ORDER BY %s OFFSET %s LIMIT 1',
-                               key_text, run.relation, span, key, n - 1) INTO upper;
+                               key_text, relation, span, key, n - 1) INTO upper;
             END IF;
             IF upper IS NULL THEN
                 upper := ending;
-                EXECUTE format('SELECT count(*) FROM %s WHERE %s', run.relation, span) INTO n;
+                EXECUTE format('SELECT count(*) FROM %s WHERE %s', relation, span) INTO n;
             END IF;
             span := format('%s AND (%s) <= (%s)', span, key, upper);
 
             -- only with role
-            PERFORM set_config('session_replication_role', run.role, true)
-              WHERE run.role <> current_setting('session_replication_role');
+            PERFORM set_config('session_replication_role', role, true)
+              WHERE role <> current_setting('session_replication_role');
             -- end
-            statement := replace(run.work, '{{batch}}', span);
+            statement := replace({quoted(work)}, '{{batch}}', span);
             -- only with partner
             -- PostgreSQL does not conclude from the row's range to that of its partner.
             statement := replace(statement, '{{partner}}',
-                                 replace(span, '(' || key || ')', coalesce(run.partner, '')));
+                                 replace(span, '(' || key || ')', {quoted(more.get("partner"))}));
             -- end
             -- only with woven
             -- Where nearly every row is changed, none is asked; one batch in 16 asks again.
@@ -261,28 +264,25 @@ LOOP
             EXIT batch;
         ELSIF state ~ '^(22|23|P0001)' AND upper IS NOT NULL THEN
             -- A row in here cannot be done: half of them next, until there are no fewer.
-            EXECUTE format('SELECT count(*) FROM %s WHERE %s', run.relation, span) INTO n;
+            EXECUTE format('SELECT count(*) FROM %s WHERE %s', relation, span) INTO n;
             IF run.suspects = 0 OR n < run.suspects THEN
                 run.suspects := n;
                 EXIT batch;
             END IF;
-            EXECUTE format('SELECT ROW(%s)::text FROM %s WHERE %s',
-                           array_to_string(run.key, ', '), run.relation, span) INTO key;
+            EXECUTE format('SELECT ROW(%s)::text FROM %s WHERE %s', {quoted(keys)}, relation, span)
+               INTO key;
+            run.status := 'failed';
             -- only with quarantine_rows
             INSERT INTO datamig.quarantine
-            VALUES (run.revision, run.step, run.heap, key, state, run.error) ON CONFLICT DO NOTHING;
-            SELECT count(*) > run.quarantine_rows INTO busy FROM datamig.quarantine
-             WHERE (revision, step) = (run.revision, run.step);
-            IF busy THEN
-            DELETE FROM datamig.quarantine AS q
-             WHERE (q.revision, q.step, q.key) = (run.revision, run.step, key);
+            SELECT run.revision, run.step, run.heap, key, state, run.error
+             WHERE {more.get("quarantine_rows", 0)} > (
+                       SELECT count(*) FROM datamig.quarantine AS q
+                        WHERE (q.revision, q.step) = (run.revision, run.step) AND q.key <> key)
+                ON CONFLICT ON CONSTRAINT quarantine_pkey DO UPDATE SET message = run.error;
+            run.status := CASE WHEN FOUND THEN 'running' ELSE 'failed' END;
             -- end
-            run.status := 'failed';
             run.error := format('row %s of %s cannot be done: %s', key, run.heap, run.error);
-            EXIT batch;
-            -- only with quarantine_rows
-            END IF;
-            -- end
+            EXIT batch WHEN run.status = 'failed';
         ELSIF state <> '' THEN
             RAISE EXCEPTION USING ERRCODE = state, MESSAGE = run.error;
         END IF;
@@ -298,12 +298,12 @@ LOOP
         IF run.passes > 1 AND upper = ending THEN
             run.pass := (run.pass + 1) % run.passes;
             run.page_window := CASE run.pass WHEN 0 THEN last_page ELSE run.page_window END;
-            run.cursor := quote_literal(format('(%s,0)', run.page_window));
+            run.cursor := format('''(%s,0)''', run.page_window);
         END IF;
         -- end
 
         -- Short batches while others write to the table: they may have to wait for our row locks.
-        IF EXISTS (SELECT FROM pg_locks WHERE relation = ANY (run.tables)
+        IF EXISTS (SELECT FROM pg_locks AS l WHERE l.relation = ANY (run.tables)
                       AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()
                       AND pid NOT IN (SELECT r.pid FROM datamig.run AS r WHERE r.pid > 0
                                          AND r.revision = run.revision)) THEN
@@ -311,23 +311,22 @@ LOOP
         END IF;
         seconds := extract(epoch FROM clock_timestamp() - began);
         -- only with rest_share
-        run.rest := seconds * run.rest_share;
+        run.rest := seconds * {more.get("rest_share", 0)};
         -- end
-        IF n >= run.batch_rows / 2 THEN
+        IF n >= run.batch_rows / 2 OR run.statement IS NULL THEN
+            run.statement := statement;  -- for whoever wants to see its plan
             busy := coalesce(run.busy_at > began - interval '5 seconds', FALSE);
-            batch_rows := run.batch_rows;
             run.batch_rows := {NEXT_BATCH_ROWS.strip()};
         END IF;
     END batch;
     UPDATE datamig.run AS r
-       SET status = run.status, walked_by = run.walked_by, sure = run.sure, passes = run.passes,
-           page_rows = run.page_rows, tables = run.tables, total = run.total,
-           cursor = run.cursor, stop = run.stop,
+       SET status = run.status, tables = run.tables, total = run.total, cursor = run.cursor,
+           stop = run.stop, passes = run.passes, page_rows = run.page_rows, sure = run.sure,
            page_window = run.page_window, pass = run.pass, rounds = run.rounds,
            suspects = run.suspects, retries = run.retries, rest = run.rest, scanned = run.scanned,
            changed = run.changed, batches = run.batches, batch_rows = run.batch_rows,
-           note = run.note, error = run.error, busy_at = run.busy_at, pid = pg_backend_pid(),
-           heartbeat_at = clock_timestamp()
+           statement = run.statement, note = run.note, error = run.error, busy_at = run.busy_at,
+           pid = pg_backend_pid(), heartbeat_at = clock_timestamp()
      WHERE (r.revision, r.step, r.part) = (run.revision, run.step, run.part);
     COMMIT;
     EXIT WHEN run.status NOT IN ('running', 'paused') OR clock_timestamp() >= until;

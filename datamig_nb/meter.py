@@ -236,7 +236,7 @@ class Meter:
             walk = self._walks.setdefault(
                 row.step, _Walk(row.begun, row.heard, wal, row.text, row.way)
             )
-            walk.end, walk.way = max(walk.end, row.heard), row.way
+            walk.end, walk.way, walk.text = max(walk.end, row.heard), row.way, row.text
             if row.scanned > (walk.points[-1].rows if walk.points else 0):
                 walk.points.append(
                     Progress(
@@ -380,9 +380,9 @@ SELECT extract(epoch FROM clock_timestamp())::float8 AS at,
 # Parts of a step that connections share are one walk.
 _RUNS = """
 SELECT step, sum(scanned)::bigint AS scanned, max(batch_rows) AS batch_rows,
-       concat_ws(' ', max(heap), max(relation), max(work)) AS text,
+       concat_ws(' ', max(heap), max(statement)) AS text,
        CASE WHEN bool_or(passes > 1) THEN 'woven'
-            WHEN bool_or(woven IS NOT NULL) THEN 'may be woven' ELSE 'by key' END AS way,
+            WHEN bool_or(passes IS NOT NULL) THEN 'may be woven' ELSE 'by key' END AS way,
        bool_or(status = 'running') AS running,
        extract(epoch FROM min(started_at))::float8 AS begun,
        extract(epoch FROM max(heartbeat_at))::float8 AS heard

@@ -90,7 +90,7 @@ class OwnServer:
         program = shutil.which("prlimit")
         if program is None:
             raise ServerStartError(
-                "the disk cannot be made full without the program prlimit of Linux",
+                "no file can be kept from growing without the program prlimit of Linux",
                 "leave out the fault 'full'",
             )
         root, owner = os.geteuid() == 0, data.stat()
@@ -105,7 +105,8 @@ class OwnServer:
         )
         if done.returncode:
             raise ServerStartError(
-                f"the disk cannot be made full: {done.stderr.strip()}", "leave out the fault 'full'"
+                f"no file can be kept from growing: {done.stderr.strip()}",
+                "leave out the fault 'full'",
             )
 
     @property

@@ -50,7 +50,7 @@ def place(
     if kind(on) != "sample" and (fraction, rows) != (None, None):
         raise RehearsalError("fraction= and rows= are for a sample", 'say on="sample", too')
     if on == "sample":
-        return sampled(source, revision.id, revision.text, fraction=fraction, rows=rows)
+        return sampled(source, revision.id, revision.story, fraction=fraction, rows=rows)
     if on == "clone":
         return cloned(source, revision.id)
     return _staging(source, revision, on, confirm)

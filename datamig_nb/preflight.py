@@ -41,6 +41,16 @@ def preflight(step: Step, earlier: Sequence[Step] = ()) -> tuple[Condition, ...]
     )
 
 
+def nothing_yet(conditions: Sequence[Condition]) -> list[Condition]:
+    """The conditions, with those that a name is not taken yet as one."""
+    free = [condition for condition in conditions if condition.holds.endswith(" yet")]
+    if len(free) < 2:
+        return [*conditions]
+    failing = "\n UNION ALL\n".join(dict.fromkeys(condition.failing for condition in free))
+    rest = (condition for condition in conditions if condition not in free)
+    return [Condition("nothing has the names yet that this revision gives", failing), *rest]
+
+
 def definition_query(step: Step) -> str | None:
     """Query of what a step drops or replaces, for :class:`Found`; None where nothing is asked."""
     match step:
@@ -114,8 +124,10 @@ def _wanted(step: Step, earlier: Sequence[Step]) -> list[_Wanted]:
         case Swap(columns=columns):
             return [_no_column(each.table, each.old) for each in columns if each.keep]
         case CreateEnum(name=name):
-            type = f"to_regtype({literal(name.sql)})"
-            failing = f"SELECT {type} AS type\n WHERE {type} IS NOT NULL"
+            failing = (
+                "SELECT typnamespace::regnamespace::text, typname FROM pg_type\n"
+                f" WHERE oid = to_regtype({literal(name.sql)})"
+            )
             return [(("type", name, ""), Condition(f"no type {name} yet", failing))]
         case _:
             return []
@@ -174,7 +186,10 @@ def _key_wanted(step: ops.CreatePrimaryKeyOp, earlier: Sequence[Step]) -> list[_
         and (step_table(other), other.modify_nullable) == (table, False)
     }
     nullable = [column for column in step.columns if column not in proven]
-    failing = f"SELECT conname FROM pg_constraint WHERE conrelid = {_oid(table)} AND contype = 'p'"
+    failing = (
+        "SELECT conrelid::regclass::text, conname FROM pg_constraint\n"
+        f" WHERE conrelid = {_oid(table)} AND contype = 'p'"
+    )
     wanted = [(("key", table, name), Condition(f"no primary key of {table} yet", failing))]
     if nullable:
         listed = ", ".join(map(literal, nullable))
@@ -196,7 +211,9 @@ def _oid(name: TableName) -> str:
 
 
 def _no_relation(name: TableName) -> _Wanted:
-    failing = f"SELECT relname FROM pg_class WHERE oid = {_oid(name)}"
+    failing = (
+        f"SELECT relnamespace::regnamespace::text, relname FROM pg_class\n WHERE oid = {_oid(name)}"
+    )
     return relation(name), Condition(f"nothing named {name} yet", failing)
 
 
@@ -208,7 +225,8 @@ def _a_relation(name: TableName) -> _Wanted:
 def _no_index(table: TableName, name: str) -> _Wanted:
     """An index lives in the schema of its table, wherever that was found."""
     failing = (
-        f"SELECT relname FROM pg_class\n WHERE relname = {literal(name)}\n"
+        "SELECT relnamespace::regnamespace::text, relname FROM pg_class\n"
+        f" WHERE relname = {literal(name)}\n"
         f"   AND relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = {_oid(table)})"
     )
     index = TableName(table.schema, name)
@@ -216,7 +234,10 @@ def _no_index(table: TableName, name: str) -> _Wanted:
 
 
 def _no_column(table: TableName, column: str) -> _Wanted:
-    failing = f"SELECT attname FROM {stages.column_row(table, column, _oid(table))}"
+    failing = (
+        "SELECT attrelid::regclass::text, attname FROM pg_attribute\n"
+        f" WHERE attrelid = {_oid(table)} AND attname = {literal(column)} AND NOT attisdropped"
+    )
     return ("column", table, column), Condition(f"no column {column} of {table} yet", failing)
 
 
@@ -227,7 +248,10 @@ def _a_column(table: TableName, column: str) -> _Wanted:
 
 
 def _no_constraint(table: TableName, name: str) -> _Wanted:
-    failing = f"SELECT conname FROM {stages.constraint_row(table, name, _oid(table))}"
+    failing = (
+        "SELECT conrelid::regclass::text, conname FROM pg_constraint\n"
+        f" WHERE conrelid = {_oid(table)} AND conname = {literal(name)}"
+    )
     return ("constraint", table, name), Condition(f"no constraint {name} of {table} yet", failing)
 
 

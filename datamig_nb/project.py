@@ -117,6 +117,21 @@ class Project:
             return path.read_text(encoding="utf-8")
 
 
+def project_of(file: Path) -> Path | None:
+    """The alembic.ini of the project to whose history a file belongs; None where there is none."""
+    file = file.resolve()
+    for directory in file.parents:
+        ini = directory / "alembic.ini"
+        if not ini.is_file():
+            continue
+        config = Config(str(ini))
+        script = config.get_alembic_option("script_location")
+        places = config.get_version_locations_list() or [Path(script or ".", "versions")]
+        if any((directory / place).resolve() in file.parents for place in places):
+            return ini
+    return None
+
+
 def _sentence(error: Exception) -> str:
     """The error's text on one line, without a full stop."""
     return " ".join(str(error).split()).rstrip(".")

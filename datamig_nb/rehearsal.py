@@ -45,7 +45,7 @@ class Rehearsal(Shown):
     #: Where it ran: ``clone``, ``sample`` or ``staging``.
     on: str = "clone"
     hazards: tuple[Hazard, ...] = ()
-    #: The faults that were asked for.
+    #: The faults that were asked for, those included that could not be tried.
     faults: tuple[FaultResult, ...] = ()
     #: What each run of Alembic cost, those of the faults aside.
     measured: tuple[Measured, ...] = ()
@@ -95,5 +95,6 @@ class Rehearsal(Shown):
             + (f": {s.detail}" if s.detail else "")
             for s in self.stages
         ]
+        lines += [f"  {f.name}: {f.happened}" for f in self.faults if not f.done]
         lines += [f"  hazard  {h.rule}: {h.what}" for h in self.hazards if h.blocking]
         return "\n".join(lines)

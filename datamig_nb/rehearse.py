@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -76,11 +76,11 @@ def rehearse(
     Compared are every table's values, column by column, and the schema as pg_dump writes it: after
     the upgrade, all that the migration must not touch; after the downgrade, everything.
 
-    A revision that was rendered for an Alembic project runs in it, with its history, its settings
-    and its ``env.py``, which SQLAlchemy leads to the copy whatever address it finds; the copy is
-    brought to where the revision begins first.  Nothing is written in the project.  A session
-    that ``env.py`` or the revision opens without SQLAlchemy is not led, and gets no address but
-    the copy's from the environment.
+    A revision that was rendered for an Alembic project, or lies in one, runs in it, with its
+    history, its settings and its ``env.py``, which SQLAlchemy leads to the copy whatever address it
+    finds; the copy is brought to where the revision begins first.  Nothing is written in the
+    project.  A session opened without SQLAlchemy gets no address but the copy's from the
+    environment, and is refused where psycopg, psycopg2 or asyncpg lead it to another database.
 
     Parameters
     ----------
@@ -132,6 +132,7 @@ def rehearse(
         work = _Work(source=db, revision=revision, progress=progress or line)
         with suppress(_StoppedError), work.copied(where, given), work.placed():
             _carry_out(work, tuple(faults))
+        work.faults += _untried(work, faults)
     return Rehearsal(
         revision=revision,
         digest=revision.digest,
@@ -176,6 +177,8 @@ class _Work:
     expected: Snapshot | None = None
     #: What differs between two of these, in words.
     varying: tuple[str, ...] = ()
+    #: What the downgrade cost, and what it brought back.
+    back: tuple[Measured, Snapshot] | None = None
     stages: list[Stage] = field(default_factory=list)
     validation: ValidationReport | None = None
     verdict: Verdict = "not known"
@@ -313,6 +316,7 @@ def _up_and_down(work: _Work, before: Snapshot, *, keep: bool) -> None:
             counts = [_counted(work, before, values)] if values else []
             found = [*counts, *words[len(values) :]]
             raise _FailedError(f"differs from before: {', '.join(found)}")
+        work.back = work.measured[-1], before
         return f"{len(work.tables)} tables"
 
     work.stage("upgrade", lambda: upgrade("upgrade"))
@@ -411,6 +415,19 @@ def _pristine(work: _Work) -> Generator[Callable[[], AbstractContextManager[Clon
         yield lambda: cloned(pristine, f"{label}_fault")
 
 
+def _untried(work: _Work, faults: Collection[str]) -> Iterator[FaultResult]:
+    """The faults that were asked for and could not be tried, with the reason."""
+    tried = {result.name for result in work.faults}
+    failed = {stage.name: stage for stage in work.stages if not stage.passed}
+    for name in faults:
+        if name not in tried:
+            own, first = failed.get(name), next(iter(failed), "")
+            happened = f"not tried: {own.detail}" if own else f"not tried, since {first} failed"
+            yield FaultResult(
+                name=name, done="", happened=happened, equal=None, passed=False, seconds=0.0
+            )
+
+
 def _fault(work: _Work, name: str, copy: Callable[[], AbstractContextManager[Clone]]) -> str:
     assert work.expected is not None
     scene = Scene(
@@ -423,6 +440,7 @@ def _fault(work: _Work, name: str, copy: Callable[[], AbstractContextManager[Clo
         varying=work.varying,
         complete=partial(_complete, work.revision),
         cost=work.measured[0],
+        back=work.back,
         progress=work.progress,
     )
     result = FAULTS[name](scene)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from datamig_nb.compound import Exchanged
 from datamig_nb.errors import MigrationError
-from datamig_nb.names import literal, quote
+from datamig_nb.names import TableName, literal, quote
 from datamig_nb.retyped_value import WHOLE, Change, is_volatile, reads_new_columns
 from datamig_nb.statements import columns_read
 from datamig_nb.swaps import renamed
@@ -20,6 +20,8 @@ _BELONGING = """
 SELECT attnotnull, attidentity::text, pg_get_expr(adbin, adrelid) AS default,
        col_description(attrelid, attnum) AS comment,
        pg_get_serial_sequence(:table, :column) AS sequence,
+       (SELECT conname::text FROM pg_constraint
+         WHERE conrelid = attrelid AND contype = 'n' AND conkey = ARRAY[attnum]) AS not_null,
        ARRAY(SELECT format('GRANT %s (%I) ON %s TO %s%s', privilege_type, attname, :table,
                            CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END,
                            CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
@@ -49,6 +51,8 @@ def exchanged(connection: sa.Connection, change: Change, changes: Sequence[Chang
     if row.comment is not None:
         at = f"{step.table.sql}.{quote(step.column)}"
         notes.insert(0, f"COMMENT ON COLUMN {at} IS {literal(row.comment)}")
+    if row.not_null is not None:
+        notes.append(_named(step.table, step.column, row.not_null))
     olds = {c.step.column: c.old for c in changes if c.step.table == step.table}
     forward = renamed(change.value, olds, step.table.name)
     if reads_new_columns(change, changes):  # of a table whose columns changed places too
@@ -74,6 +78,18 @@ def exchanged(connection: sa.Connection, change: Change, changes: Sequence[Chang
     )
 
 
+def _named(table: TableName, column: str, name: str) -> str:
+    """Give the NOT NULL of a column its name: since PostgreSQL 18 it has one, made of another's."""
+    return (
+        "EXECUTE coalesce((SELECT format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I',"
+        f" conrelid::regclass, conname, {literal(name)})\n"
+        "        FROM pg_constraint\n"
+        "        JOIN pg_attribute ON attrelid = conrelid AND conkey = ARRAY[attnum]\n"
+        f"       WHERE conrelid = {literal(table.sql)}::regclass AND contype = 'n'\n"
+        f"         AND attname = {literal(column)} AND conname <> {literal(name)}), 'SELECT')"
+    )
+
+
 def _new_default(connection: sa.Connection, change: Change, default: str) -> str:
     """What the expression makes of the default; of a sequence's next number nothing."""
     step = change.step
@@ -91,7 +107,7 @@ def _new_default(connection: sa.Connection, change: Change, default: str) -> str
     given = re.sub(
         rf"(?<![\w.\"]){re.escape(quote(step.column))}(?![\w(\"])", lambda _: given, change.pattern
     )
-    if is_volatile(connection, given) or re.search(r"\bnow\(|\bCURRENT_|\bLOCAL", given, re.I):
+    if is_volatile(connection, given):
         return given
     raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
     try:

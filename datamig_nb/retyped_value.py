@@ -13,7 +13,7 @@ from datamig_nb import expr
 from datamig_nb.compound import ChangeType
 from datamig_nb.errors import ExpressionError, MigrationError
 from datamig_nb.names import literal, quote
-from datamig_nb.statements import names_in
+from datamig_nb.statements import CLOCKS, names_in
 from datamig_nb.tables import Table, read_table
 
 #: Types of whole numbers: a foreign key may join one to another.
@@ -165,7 +165,9 @@ def is_volatile(connection: sa.Connection, text: str) -> bool:
     query = sa.text(
         "SELECT EXISTS (SELECT FROM pg_proc WHERE provolatile = 'v' AND proname = ANY (:names))"
     )
-    return bool(connection.execute(query, {"names": sorted(names_in(text))}).scalar_one())
+    names = names_in(text)
+    found = connection.execute(query, {"names": sorted(names)}).scalar_one()
+    return bool(found) or bool(names & CLOCKS)
 
 
 def reads_new_columns(change: Change, changes: Sequence[Change]) -> bool:

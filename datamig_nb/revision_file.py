@@ -10,12 +10,16 @@ from typing import Any
 from datamig_nb.checks import Check
 from datamig_nb.errors import MigrationError
 from datamig_nb.migration import Migration
+from datamig_nb.project import project_of
 from datamig_nb.render import Revision
 from datamig_nb.vetted import bare
 
 
 def read_revision(path: str | Path, *, checks: Sequence[Check] = ()) -> Revision:
     """Read an Alembic revision file, whoever wrote it; nothing of it runs here.
+
+    Where it lies among the versions of an Alembic project, it is rehearsed there, in its history
+    and beside the files that it reads.
 
     Parameters
     ----------
@@ -49,6 +53,7 @@ def read_revision(path: str | Path, *, checks: Sequence[Check] = ()) -> Revision
         text=text,
         id=id,
         down_revision=parent,
+        alembic=project_of(path),
         path=path,
     )
 

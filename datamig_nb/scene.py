@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -18,7 +19,10 @@ from datamig_nb.measure import Measured
 from datamig_nb.names import TableName
 from datamig_nb.snapshot import Snapshot, differences, take_snapshot, user_tables
 
-#: Seconds between two looks at how far an upgrade is.
+#: Which way a revision is run.
+Way: TypeAlias = Literal["upgrade", "downgrade"]
+
+#: Seconds between two looks at how far a run is.
 LOOK_SECONDS = 0.005
 
 
@@ -28,7 +32,7 @@ class FaultResult:
 
     #: ``kill``, ``crash``, …
     name: str
-    #: What was done to it, in words.
+    #: What was done to it, in words; empty where it was not tried.
     done: str
     #: What happened then, in words.
     happened: str
@@ -60,6 +64,8 @@ class Scene:
     complete: Callable[[Database], object] = lambda _: None
     #: What the upgrade cost.
     cost: Measured
+    #: What the downgrade cost, and what it brought back; None where there is no way back.
+    back: tuple[Measured, Snapshot] | None = None
     #: Takes a line that tells how far the fault is.
     progress: Callable[[str], None]
 
@@ -68,16 +74,21 @@ class Scene:
         """The same for each rehearsal of the same revision."""
         return random.Random(self.runner.revision.id)
 
-    def start(self, database: Database) -> Running:
-        """Start the upgrade there."""
-        return self.runner.on(database).start("upgrade", self.runner.revision.id)
+    def start(self, database: Database, way: Way = "upgrade") -> Running:
+        """Start the revision there."""
+        revision = self.runner.revision
+        target = revision.id if way == "upgrade" else revision.down_revision or "base"
+        return self.runner.on(database).start(way, target)
 
-    def upgrade(self, database: Database) -> AlembicRun:
-        """Run the upgrade there to its end."""
-        return self.runner.on(database).run("upgrade", self.runner.revision.id)
+    def run(self, database: Database, way: Way = "upgrade") -> AlembicRun:
+        """Run the revision there to its end."""
+        with self.start(database, way) as running:
+            return running.wait()
 
-    def snapshot(self, database: Database) -> Snapshot:
+    def snapshot(self, database: Database, way: Way = "upgrade") -> Snapshot:
         """What a database holds, to be compared with what is expected."""
+        if way == "downgrade":
+            return take_snapshot(database, self.tables, without=self.without)
         self.complete(database)
         return end_state(database, self.tables, self.without)
 
@@ -91,6 +102,7 @@ class Scene:
         run: AlembicRun,
         found: Snapshot,
         expected: Snapshot | None = None,
+        way: Way = "upgrade",
     ) -> FaultResult:
         """The result of a fault whose last run of Alembic must arrive where an undisturbed one did.
 
@@ -103,8 +115,8 @@ class Scene:
         """
         found_wrong = differences(expected or self.expected, found) if run.passed else ()
         wrong = [words for words in found_wrong if words not in self.varying]
-        ending = "run again, it arrived, with the data of an undisturbed upgrade"
-        if self.varying:
+        ending = f"run again, it arrived, with the data of an undisturbed {way}"
+        if self.varying and way == "upgrade":
             ending += f", but for what each run makes anew: {', '.join(sorted(self.varying))}"
         if not run.passed:
             ending = f"run again, it failed: {run.message}"
@@ -146,12 +158,12 @@ def end_state(
 
 
 class Gauge:
-    """How far an upgrade is, as a share: of the rows of its walks, else of the WAL it wrote."""
+    """How far a run is, as a share: of the rows of its walks, else of the WAL it wrote."""
 
-    def __init__(self, scene: Scene, database: Database) -> None:
-        walks = [walk.points[-1].rows for walk in scene.cost.walks if walk.points]
+    def __init__(self, cost: Measured, database: Database) -> None:
+        walks = [walk.points[-1].rows for walk in cost.walks if walk.points]
         self._of_walks = bool(walks)
-        self.total = sum(walks) or max(1, scene.cost.wal_bytes)
+        self.total = sum(walks) or max(1, cost.wal_bytes)
         self.unit = "rows" if walks else "WAL"
         self._database = database
         self._connection: sa.Connection | None = None
@@ -181,7 +193,7 @@ class Gauge:
 
 
 def wait_for(running: Running, gauge: Gauge, share: float) -> float | None:
-    """Wait until an upgrade is so far; gives how far it is, None where it ended before."""
+    """Wait until a run is so far; gives how far it is, None where it ended before."""
     while not running.ended:
         found = gauge.share
         if found >= share:

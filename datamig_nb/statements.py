@@ -38,6 +38,13 @@ def folded(token: re.Match[str]) -> str | None:
     return token["quoted"].replace('""', '"') if token["quoted"] else None
 
 
+# Give another value each time, though PostgreSQL calls them stable within a transaction.
+CLOCKS = frozenset(
+    "now current_timestamp current_date current_time localtime localtimestamp transaction_timestamp"
+    " statement_timestamp".split()
+)
+
+
 def names_in(expression: str) -> frozenset[str]:
     """Every name in an expression, as PostgreSQL folds it."""
     names = map(folded, TOKENS.finditer(expression))

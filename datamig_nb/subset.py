@@ -20,7 +20,7 @@ import psycopg
 from psycopg import IsolationLevel
 from psycopg.rows import dict_row
 
-from datamig_nb.clone import Clone, copy_settings
+from datamig_nb.clone import Clone, copy_settings, lacking, missing_extensions
 from datamig_nb.clones import claimed, create
 from datamig_nb.database import Database, embedded, explained
 from datamig_nb.display import counted
@@ -117,6 +117,15 @@ def _fill(
         _dump_schema(source, dump, unread)
         lacks = _restore(target, dump, "pre-data")
         there = {TableName(*row.values()) for row in ours.execute(_THERE.encode())}
+        missing = missing_extensions(source, target)
+        needing = [
+            row
+            for row in found
+            if row["readable"] and TableName(row["schema"], row["name"]) not in there
+        ]
+        if missing and (named := [row for row in needing if row["name"] in words]):
+            without = " and ".join(_listed("without them it cannot hold", named))
+            raise lacking(missing, target, f"{without}, which the revision names")
         tables = {
             name: _table(theirs, row, name)
             for row in found
@@ -129,6 +138,7 @@ def _fill(
         ours.execute(_SET_SEQUENCES.encode())
         ours.commit()
         lacks += _restore(target, dump, "post-data")
+        lacks = [lack for lack in lacks if not any(f'extension "{e}"' in lack for e in missing)]
         held = len(ours.execute(_FOREIGN_KEYS.encode()).fetchall())
         ours.execute(b"ANALYZE")
         ours.commit()
@@ -139,6 +149,8 @@ def _fill(
         f" {counted(len(tables), 'table')}, on the embedded server, PostgreSQL {target.version}",
         f"{held} of {counted(len(keys), 'foreign key')} validated",
         *_listed("no right to read", unread),
+        *([f"this server lacks the extensions {', '.join(missing)}"] if missing else []),
+        *(_listed("which are needed by", needing) if missing else []),
         *_listed("rows hidden by row-level security in", [r for r in found if r["filtered"]]),
     ]
     return "; ".join([*said, *dict.fromkeys(f"left out: {lack}" for lack in lacks)]), about

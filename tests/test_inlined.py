@@ -178,8 +178,9 @@ def test_a_type_that_is_there_is_neither_used_nor_dropped(
     refused = project.alembic(items, "upgrade", "head")
 
     assert refused.sentence == (
-        f"{revision.id} stopped, for it requires: no type item_kind yet; 1 rows fail, the first"
-        " (item_kind); repair them and run Alembic again, it goes on here"
+        f"{revision.id} stopped, for it requires: nothing has the names yet that this revision"
+        " gives; 1 rows fail, the first (public,item_kind); repair them and run Alembic again,"
+        " it goes on here"
     )
     assert query(items, "SELECT unnest(enum_range(NULL::item_kind))::text") == ["mine"]
 
@@ -264,10 +265,10 @@ def asking(samples: Database) -> Generator[psycopg.Connection[Any]]:
 
 def next_rows(asking: psycopg.Connection[Any], rows: int, seconds: float, busy: bool) -> int:
     """Let PostgreSQL answer, as the batches do."""
-    given = "(SELECT %s::bigint AS batch_rows, %s::float8 AS seconds, %s::boolean AS busy) AS given"
     answer = asking.execute(
-        f"SELECT {inlined_walk.NEXT_BATCH_ROWS} FROM {given},"
-        f" (SELECT {inlined_sql.LEAST_BATCH_ROWS} AS least_rows) AS run".encode(),
+        f"SELECT {inlined_walk.NEXT_BATCH_ROWS} FROM (SELECT %s::bigint AS batch_rows) AS run,"
+        f" (SELECT %s::float8 AS seconds, %s::boolean AS busy,"
+        f" {inlined_sql.LEAST_BATCH_ROWS} AS least_rows) AS given".encode(),
         (rows, seconds, busy),
     ).fetchone()
     assert answer is not None

@@ -286,12 +286,17 @@ def test_statement_that_fails_is_told_without_its_traceback(
         split, "        finish()\n", '        execute("SELECT 1/0")\n        finish()\n'
     )
 
-    rehearsal = rehearse(shop, broken)
+    rehearsal = rehearse(shop, broken, faults=["kill", "full"])
 
     assert rehearsal.summary == (
         f"FAILED at upgrade: {broken.id} stopped: division by zero; run Alembic again, it goes on"
         " where it was"
     )
+    assert [(fault.name, fault.passed, fault.happened) for fault in rehearsal.faults] == [
+        ("kill", False, "not tried, since upgrade failed"),
+        ("full", False, "not tried, since upgrade failed"),
+    ]
+    assert repr(rehearsal).endswith("full: not tried, since upgrade failed")
 
 
 def test_file_that_is_no_python_fails_at_upgrade(shop: Database, split: Revision) -> None:
@@ -376,6 +381,43 @@ def test_revision_that_connects_by_itself_reaches_the_clone_only(
     assert everything(shop) == before
 
 
+BY_HAND = """\
+from pathlib import Path
+
+from alembic import op
+
+revision = "bbbbbb"
+down_revision = "aaaaaa"
+
+
+def upgrade():
+    op.execute(Path(__file__).with_suffix(".sql").read_text())
+
+
+def downgrade():
+    op.execute("ALTER TABLE customer DROP COLUMN loud")
+"""
+
+
+def test_file_of_a_project_is_rehearsed_in_it_unless_it_is_done(
+    shop: Database, tmp_path: Path
+) -> None:
+    project = make_project(tmp_path / "project")
+    project.add_plain("aaaaaa", "UPDATE customer SET score = 7")
+    file = project.directory / "alembic" / "versions" / "bbbbbb_loud.py"
+    file.write_text(BY_HAND)
+    file.with_suffix(".sql").write_text("ALTER TABLE customer ADD COLUMN loud text DEFAULT 'LOUD'")
+
+    rehearsal = rehearse(shop, file, checks=[rows_check("loud", "customer", "loud <> 'LOUD'")])
+
+    assert rehearsal.passed, rehearsal.summary
+    assert rehearsal.stages[0].detail.endswith("; stamped aaaaaa")
+    with cloned(shop, "done") as done:
+        assert project.alembic(done, "upgrade", "head").code == 0
+        with pytest.raises(RehearsalError, match="the database has the revision bbbbbb already"):
+            rehearse(done, file)
+
+
 def test_clone_of_a_source_that_is_behind_is_brought_to_where_the_revision_begins(
     shop: Database, tmp_path: Path
 ) -> None:
@@ -399,14 +441,51 @@ def test_project_that_connects_elsewhere_is_refused_before_anything_runs(
     shop: Database, tmp_path: Path
 ) -> None:
     project = make_project(tmp_path / "project")
-    elsewhere = f"poolclass=pool.NullPool, creator=lambda: psycopg.connect({_libpq(shop)!r})"
-    text = project.env.read_text().replace("poolclass=pool.NullPool", elsewhere)
-    project.env.write_text(f"import psycopg\n{text}")
+    project.env.write_text(RAW.format(dsn=_libpq(shop)) + project.env.read_text())
+    before = everything(shop)
 
-    with pytest.raises(RehearsalError, match="connects to another database"):
+    with pytest.raises(RehearsalError, match=r"connects to another database.* by psycopg and an"):
         rehearse(shop, render(shop, SPLIT, alembic=project.ini))
 
     assert clones(shop) == []
+    assert everything(shop) == before
+
+
+# Each driver by its own name and address; the first that is let in has written.
+RAW = """\
+import asyncio
+
+import asyncpg
+import psycopg
+import psycopg2
+
+STATEMENT = "UPDATE customer SET score = -1"
+
+
+async def by_asyncpg():
+    session = await asyncpg.connect({dsn!r})
+    await session.execute(STATEMENT)
+
+
+async def by_psycopg():
+    async with await psycopg.AsyncConnection.connect({dsn!r}, autocommit=True) as session:
+        await session.execute(STATEMENT)
+
+
+def by_psycopg2():
+    session = psycopg2.connect({dsn!r})
+    session.cursor().execute(STATEMENT)
+    session.commit()
+
+
+for attempt in (lambda: asyncio.run(by_asyncpg()), lambda: asyncio.run(by_psycopg()), by_psycopg2):
+    try:
+        attempt()
+    except Exception as error:
+        print(error)
+with psycopg.connect({dsn!r}, autocommit=True) as session:
+    session.execute(STATEMENT)
+"""
 
 
 def _libpq(database: Database) -> str:

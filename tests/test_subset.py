@@ -125,6 +125,35 @@ def test_rehearsal_on_a_sample_needs_no_more_than_select(company: Database) -> N
     )
 
 
+def test_extension_that_is_not_here_is_named_with_the_tables_that_need_it(
+    database: Database,
+) -> None:
+    query(
+        database,
+        """
+        CREATE EXTENSION hstore;
+        CREATE TABLE landmark (id int PRIMARY KEY, about hstore);
+        CREATE TABLE person (id int PRIMARY KEY, full_name text);
+        -- as a server has it that knows an extension which is not installed here
+        UPDATE pg_extension SET extname = 'postgis' WHERE extname = 'hstore'
+        """,
+    )
+    revision = render(database, split_column("person", "full_name"))
+
+    with sampled(database, "away", revision.story) as sample:
+        said = sample.made.split("; ")
+    with (
+        pytest.raises(RehearsalError, match="lacks extensions of the source: postgis; without"),
+        sampled(database, "needed", "UPDATE landmark SET about = NULL"),
+    ):
+        pass
+
+    assert said[2:4] == [
+        "this server lacks the extensions postgis",
+        "which are needed by public.landmark",
+    ]
+
+
 @pytest.mark.skipif(not CHINOOK.is_file(), reason=f"{CHINOOK} is not there")
 def test_sample_of_chinook_is_whole(database: Database) -> None:
     path = f"{binaries()}:{os.environ['PATH']}"

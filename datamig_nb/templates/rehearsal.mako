@@ -56,7 +56,7 @@ ${dm.checks(rehearsal.validation.results, "Checks after the upgrade")}\
 <thead><tr><th scope="col" style="text-align:left">status</th><th scope="col" style="text-align:left">fault</th><th scope="col" style="text-align:left">what was done</th><th scope="col" style="text-align:left">what happened</th></tr></thead>
 <tbody>
 % for fault in rehearsal.faults:
-<tr><td style="text-align:left">${dm.status("passed" if fault.passed else "FAILED")}</td><th scope="row" style="text-align:left">${fault.name}</th><td style="text-align:left">${fault.done}</td><td style="text-align:left">${fault.happened}</td></tr>
+<tr><td style="text-align:left">${dm.status("passed" if fault.passed else "FAILED" if fault.done else "not tried")}</td><th scope="row" style="text-align:left">${fault.name}</th><td style="text-align:left">${fault.done}</td><td style="text-align:left">${fault.happened}</td></tr>
 % endfor
 </tbody>
 </table>

@@ -1,6 +1,6 @@
 """Run the measurements: ``python -m tests.benchmarks [NAME …] [--rows N]``.
 
-``cases --only 08 11`` takes these of the cases.
+``cases --only 08 11`` takes these of the cases, ``backfill --only kept`` those with the word.
 """
 
 from __future__ import annotations
@@ -12,7 +12,17 @@ from contextlib import contextmanager
 
 from datamig_nb.database import Database, connect
 
-_ALL = ("backfill", "cases", "forecast", "latency", "scale", "profile", "rehearsal", "transform")
+_ALL = (
+    "backfill",
+    "batches",
+    "cases",
+    "forecast",
+    "latency",
+    "scale",
+    "profile",
+    "rehearsal",
+    "transform",
+)
 
 
 @contextmanager

@@ -135,18 +135,27 @@ CASES = (
 )
 
 
-def measure(database: Database, rows: int) -> None:
-    """Print, for each case, the ratios to the single UPDATE, and growth and WAL of both."""
+ANEW = "map a status, the table written anew"
+
+
+def measure(database: Database, rows: int, *only: str) -> None:
+    """Print, for each case, the ratios to the single UPDATE, and growth and WAL of both.
+
+    ``only`` are words, one of which the name of a case must hold.
+    """
+    chosen = only or ("",)
     subject = Subject(database=database, table="account", rows=rows, make=make)
     print(cost.header())
-    for case in CASES:
-        single, ours = partial(_single, database, case), partial(revision, database, case)
-        print(cost.compare(case.name, case.goal, subject, single, ours), flush=True)
-    single, anew = partial(_single, database, CASES[0]), partial(_anew, database)
-    print(cost.compare("map a status, the table written anew", 0.50, subject, single, anew))
+    for case in (case for case in CASES if any(word in case.name for word in chosen)):
+        one, ours = partial(single, database, case), partial(revision, database, case)
+        print(cost.compare(case.name, case.goal, subject, one, ours), flush=True)
+    if any(word in ANEW for word in chosen):
+        one, anew = partial(single, database, CASES[0]), partial(_anew, database)
+        print(cost.compare(ANEW, 0.50, subject, one, anew))
 
 
-def _single(database: Database, case: Case) -> Work:
+def single(database: Database, case: Case) -> Work:
+    """Make the case's change by one UPDATE."""
     with database.engine.connect() as connection:
         for column, (type, _) in case.columns.items():
             if column != case.backup:

@@ -1,6 +1,6 @@
 """Map status of guide.user to state.
 
-Revision ID: 86357c9f60e0
+Revision ID: 6dc3ede10c21
 Revises:
 Create Date: (when it was rendered)
 
@@ -44,7 +44,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "86357c9f60e0"
+revision = "6dc3ede10c21"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -67,12 +67,10 @@ def upgrade() -> None:
     with own_commits():
         preflight(
             "upgrade",
-            NO_TYPE_GUIDE_USER_STATE_YET,
-            NO_COLUMN_STATE_OF_GUIDE_USER_YET,
-            NO_CONSTRAINT_DATAMIG_NOT_NULL_STATE_OF_GUIDE,
+            NOTHING_HAS_THE_NAMES_YET_THAT_THIS_REVISION,
             EVERY_STATUS_OF_GUIDE_USER_HAS_A_NEW_VALUE,
             NO_STATE_BECOMES_NULL,
-            THIS_SESSION_SEES_EVERY_ROW_AND_HAS_STANDARD,
+            THIS_SESSION_SEES_EVERY_ROW,
         )
         step(CREATE_TYPE_GUIDE_USER_STATE_AS_ENUM_ACTIVE)
         step('ALTER TABLE guide."user" ADD COLUMN IF NOT EXISTS state guide.user_state')
@@ -94,8 +92,8 @@ def downgrade() -> None:
     """Undo: map status of guide.user to state."""
     with own_commits():
         preflight("downgrade", STATE_NOT_EDITED_SINCE_THE_UPGRADE)
-        step('DROP TRIGGER IF EXISTS zz_datamig_86357c9f60e0 ON guide."user"')
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_86357c9f60e0()")
+        step('DROP TRIGGER IF EXISTS zz_datamig_6dc3ede10c21 ON guide."user"')
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_6dc3ede10c21()")
         step('ALTER TABLE IF EXISTS guide."user" DROP COLUMN IF EXISTS state')
         step("DROP TYPE IF EXISTS guide.user_state")
         forget()
@@ -111,23 +109,16 @@ STATE = """(CASE
     WHEN status IS NULL OR status = '' THEN 'unknown'
 END)::guide.user_state"""
 
-NO_TYPE_GUIDE_USER_STATE_YET = """
--- no type guide.user_state yet
-SELECT to_regtype('guide.user_state') AS type
- WHERE to_regtype('guide.user_state') IS NOT NULL
-"""
-
-NO_COLUMN_STATE_OF_GUIDE_USER_YET = """
--- no column state of guide.user yet
-SELECT attname FROM pg_attribute
-         WHERE attrelid = to_regclass('guide."user"') AND attname = 'state'
-           AND NOT attisdropped
-"""
-
-NO_CONSTRAINT_DATAMIG_NOT_NULL_STATE_OF_GUIDE = """
--- no constraint datamig_not_null_state of guide.user yet
-SELECT conname FROM pg_constraint
-         WHERE conrelid = to_regclass('guide."user"') AND conname = 'datamig_not_null_state'
+NOTHING_HAS_THE_NAMES_YET_THAT_THIS_REVISION = """
+-- nothing has the names yet that this revision gives
+SELECT typnamespace::regnamespace::text, typname FROM pg_type
+ WHERE oid = to_regtype('guide.user_state')
+ UNION ALL
+SELECT attrelid::regclass::text, attname FROM pg_attribute
+ WHERE attrelid = to_regclass('guide."user"') AND attname = 'state' AND NOT attisdropped
+ UNION ALL
+SELECT conrelid::regclass::text, conname FROM pg_constraint
+ WHERE conrelid = to_regclass('guide."user"') AND conname = 'datamig_not_null_state'
 """
 
 EVERY_STATUS_OF_GUIDE_USER_HAS_A_NEW_VALUE = """
@@ -153,7 +144,7 @@ SELECT id FROM guide."user"
  ORDER BY id
 """
 
-THIS_SESSION_SEES_EVERY_ROW_AND_HAS_STANDARD = """
+THIS_SESSION_SEES_EVERY_ROW = """
 -- this session sees every row, and has standard_conforming_strings on
 SELECT current_user, current_setting('standard_conforming_strings')
  WHERE row_security_active('guide."user"')
@@ -171,7 +162,7 @@ $datamig$
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_86357c9f60e0() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_6dc3ede10c21() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -190,9 +181,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_86357c9f60e0
+CREATE OR REPLACE TRIGGER zz_datamig_6dc3ede10c21
 BEFORE INSERT OR UPDATE OF status ON guide."user"
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_86357c9f60e0()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_6dc3ede10c21()
 """
 
 STATE_LEFT = f"""
@@ -290,12 +281,10 @@ def own_commits() -> Generator[None]:
         if not isinstance(cause, DBAPIError):  # Ctrl-C
             raise cause or error from None
         reason = str(cause.orig).splitlines()[0]
-        if f"{revision} " in reason:  # said by one of our own statements
-            raise RuntimeError(reason[reason.index(f"{revision} ") :]) from cause
-        lost = "lost its connection" if isinstance(error, PendingRollbackError) else "stopped"
-        raise RuntimeError(
-            f"{revision} {lost}: {reason}; run Alembic again, it goes on where it was"
-        ) from cause
+        said = f"{revision} stopped: {reason}; run Alembic again, it goes on where it was"
+        if f"{revision} " in reason:  # by one of our own statements
+            said = reason[reason.index(f"{revision} ") :]
+        raise RuntimeError(said) from cause
 
 
 def prepare_nothing(bind: Any) -> None:
@@ -353,20 +342,15 @@ def require(check: str, unless: str = "SELECT WHERE FALSE") -> None:
     execute(f"""
 DO $datamig$
 DECLARE
-    failing bigint;
-    first text;
+    failing bigint;  first text;
 BEGIN
-    IF EXISTS ({unless}) THEN
-        RETURN;
-    END IF;
+    IF EXISTS ({unless}) THEN RETURN; END IF;
     SET LOCAL row_security = off;  -- rather an error than rows unseen
     SELECT count(*), string_agg(row_text, ', ') FILTER (WHERE place <= 5) INTO failing, first
       FROM (SELECT bad_row::text AS row_text, row_number() OVER () AS place FROM (
 {check.strip()}
            ) AS bad_row) AS numbered;
-    IF failing > 0 THEN
-        RAISE EXCEPTION {message}, failing, first;
-    END IF;
+    IF failing > 0 THEN RAISE EXCEPTION {message}, failing, first; END IF;
 END
 $datamig$""")
     log.info("checked: %s", name)
@@ -489,42 +473,41 @@ def transaction(bind: Any = None) -> Generator[None]:
     execute("COMMIT", bind)
 
 
-def run_batches(name: str, table: str, key: tuple[str, ...], work: str, **more: object) -> None:
+def run_batches(name: str, table: str, key: tuple[str, ...], work: str, **more: Any) -> None:
     """Walk a table batch by batch; where an earlier run stopped, its row of datamig.run knows."""
     if passed():
         return
-    begin(name, 1, table, key, work=work, **more)
-    go_on(name, 1)
+    begin(name, 1, table)
+    go_on(name, 1, table, key, work, **more)
 
 
-def begin(name: str, part: int, table: str, key: tuple[str, ...], **given: object) -> None:
+def begin(name: str, part: int, table: str, **given: object) -> None:
     """Note what is to be done; what an earlier run noted of its progress stays."""
-    given = {"heap": table, "relation": table, "least_rows": LEAST_BATCH_ROWS, **given}
-    first = max(FIRST_BATCH_ROWS, int(str(given["least_rows"])))
+    given = {"heap": table, "batch_rows": FIRST_BATCH_ROWS, **given}
     execute(f"""
-INSERT INTO datamig.run AS run (revision, step, part, batch_rows, key, {", ".join(given)}, status)
-SELECT '{revision}', {quoted(name)}, {part}, {first},
-       ARRAY[{", ".join(map(quoted, key))}], {", ".join(map(quoted, given.values()))},
+INSERT INTO datamig.run AS run (revision, step, part, {", ".join(given)}, status)
+SELECT '{revision}', {quoted(name)}, {part}, {", ".join(map(quoted, given.values()))},
        coalesce(max(status), 'running') FROM datamig.run
  WHERE revision = '{revision}' AND part = 0 AND status IN ('paused', 'cancelled')
 ON CONFLICT (revision, step, part) DO UPDATE SET retries = 0, rounds = 0, error = NULL,
        status = CASE run.status WHEN 'paused' THEN 'paused' ELSE excluded.status END""")
 
 
-def go_on(name: str, part: int, bind: Any = None, ended: Event | None = None) -> None:
+def go_on(
+    name: str, part: int, *what: Any, bind: Any = None, ended: Event | None = None, **more: Any
+) -> None:
     """Let the database do batches until the walk is done; tell about it every two seconds."""
     if op.get_context().as_sql:
-        execute(walk(name, part, "'infinity'"))
+        execute(walk(name, part, "'infinity'", *what, **more))
         stopped = f"SELECT status, error FROM datamig.run WHERE {this_run(name, part)}"
         require(f"-- {name}: done\n{stopped} AND status <> 'succeeded'")
         return
-    heard, shown, began, before = (None, None), 0.0, 0.0, 0
     until = f"clock_timestamp() + interval '{STRETCH_SECONDS} seconds'"
+    batches = walk(name, part, until, *what, **more)
+    heard, shown, began, before = (None, None), 0.0, 0.0, 0
     while ended is None or not ended.is_set():
-        execute(walk(name, part, until), bind)
-        seen = "status, note, error, rest, total, scanned, changed, batches"
-        query = f"SELECT {seen} FROM datamig.run WHERE {this_run(name, part)}"
-        run = execute(query, bind).one()
+        execute(batches, bind)
+        run = execute(f"SELECT * FROM datamig.run WHERE {this_run(name, part)}", bind).one()
         now = time.monotonic()
         if not began or run.status == "paused":  # the rate is that of work, by this process
             began, before = now, run.scanned
@@ -546,13 +529,11 @@ def progress(run: Any, rate: float) -> str:
     """Where a walk is, in words, and how long it has to go at this rate."""
     left = (run.total or 0) - run.scanned if run.status != "succeeded" else 0
     of = f" of about {run.total:,}" if left > 0 else ""
-    said = run.status + (f", {run.note}" if run.note else "")
-    said += f", {run.scanned:,}{of} rows scanned, {run.changed:,} changed, {run.batches:,} batches"
-    if rate >= 1:
-        said += f", {rate:,.0f} rows/s"
-    if left > rate >= 1:
-        said += f", {timedelta(seconds=round(left / rate))} to go"
-    return said
+    said = [run.status, run.note, f"{run.scanned:,}{of} rows scanned"]
+    said += [f"{run.changed:,} changed", f"{run.batches:,} batches"]
+    said += [f"{rate:,.0f} rows/s"] if rate >= 1 else []
+    said += [f"{timedelta(seconds=round(left / rate))} to go"] if left > rate >= 1 else []
+    return ", ".join(filter(None, said))
 
 
 def this_run(name: str, part: int) -> str:
@@ -564,18 +545,14 @@ RUN = """
 CREATE TABLE IF NOT EXISTS datamig.run (
     revision text, step text, part integer,  -- part 0: an upgrade or a downgrade as a whole
     status text NOT NULL DEFAULT 'running',  -- paused, cancelled, failed, succeeded
-    heap text, relation text, key text[], work text, remaining text, woven text,
-    hold text, rest_share float8 NOT NULL DEFAULT 0, quarantine_rows bigint NOT NULL DEFAULT 0,
-    connections integer NOT NULL DEFAULT 1, role text NOT NULL DEFAULT 'origin', tables oid[],
-    partner text, least_rows integer,
-    walked_by text[], passes integer NOT NULL DEFAULT 1, page_rows float8,
-    sure boolean NOT NULL DEFAULT FALSE,  -- that nearly every row has to be changed
-    cursor text, stop text, page_window bigint NOT NULL DEFAULT 0, pass integer NOT NULL DEFAULT 0,
-    rounds integer NOT NULL DEFAULT 0, suspects bigint NOT NULL DEFAULT 0,
-    retries integer NOT NULL DEFAULT 0, rest float8 NOT NULL DEFAULT 0, total bigint,
-    scanned bigint NOT NULL DEFAULT 0, changed bigint NOT NULL DEFAULT 0,
-    batches bigint NOT NULL DEFAULT 0, batch_rows integer, note text, error text, pid integer,
-    started_at timestamptz NOT NULL DEFAULT clock_timestamp(), busy_at timestamptz,
+    heap text, tables oid[], total bigint, cursor text, stop text,
+    passes integer, page_rows float8, page_window bigint NOT NULL DEFAULT 0,
+    pass integer NOT NULL DEFAULT 0, rounds integer NOT NULL DEFAULT 0,
+    suspects bigint NOT NULL DEFAULT 0, retries integer NOT NULL DEFAULT 0,
+    rest float8 NOT NULL DEFAULT 0, scanned bigint NOT NULL DEFAULT 0,
+    changed bigint NOT NULL DEFAULT 0, batches bigint NOT NULL DEFAULT 0, batch_rows integer,
+    sure boolean NOT NULL DEFAULT FALSE, statement text, note text, error text, pid integer,
+    busy_at timestamptz, started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (revision, step, part)
 )
@@ -584,44 +561,52 @@ CREATE TABLE IF NOT EXISTS datamig.run (
 
 # Toward the time that a batch should take: half as many rows again at most, down at once.
 NEXT_BATCH_ROWS = f"""
-            greatest(run.least_rows, least({MOST_BATCH_ROWS}, batch_rows * least(1.5,
+            greatest(least_rows, least({MOST_BATCH_ROWS}, run.batch_rows * least(1.5,
             CASE WHEN busy THEN {SHARED_SECONDS} ELSE {ALONE_SECONDS} END
             / greatest(seconds, 0.0001))))::integer"""
 
 
-def walk(name: str, part: int, until: str) -> str:
+def literals(*key: str) -> str:
+    """SQL that gives the parts of a key as SQL."""
+    return " || ', ' || ".join(f"quote_literal(to_json({part}) #>> '{{}}')" for part in key)
+
+
+def walk(
+    name: str, part: int, until: str, table: str, key: tuple[str, ...], work: str, **more: Any
+) -> str:
     """Batches until a moment, each in one transaction with its row of datamig.run.
 
     The last key of a batch is found first, then the closed range up to it is worked on.  A woven
     walk passes PASSES times over each window of pages, each time for other rows: a pass finds room
     where the one before it left dead rows, so the table grows little and its indexes hardly.
     """
+    keys, relation = ", ".join(key), more.get("relation", table)
+    last = f"SELECT {literals(*key)} FROM {relation} ORDER BY {' DESC, '.join(key)} DESC LIMIT 1"
     return rf"""
 DO $datamig$
 #variable_conflict use_variable
 DECLARE
-    run datamig.run;  began timestamptz;  seconds float8;  busy boolean;  batch_rows bigint;
-    n bigint;  done bigint;  state text;  page bigint;  last_page bigint;  this_pass text;
-    key text;  key_text text;  span text;  ending text;  upper text;  statement text;
-    until timestamptz := {until};
+    run datamig.run;  until timestamptz := {until};  relation text := {quoted(relation)};
+    least_rows integer := {more.get("least_rows", LEAST_BATCH_ROWS)};
 BEGIN
 LOOP
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED;  -- see the run as it is once it is locked
-    began := clock_timestamp();
     PERFORM set_config('lock_timeout', '0', true),  -- another session's batch may take long
             set_config('row_security', 'off', true),  -- rather an error than rows unseen
             set_config('extra_float_digits', '1', true);  -- keys as text are exact
     SELECT * INTO STRICT run FROM datamig.run WHERE {this_run(name, part)} FOR UPDATE;
     PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true);
     <<batch>>
+    DECLARE
+        key text := {quoted(keys)};  key_text text := {quoted(literals(*key))};
+        n bigint;  done bigint;  span text;  ending text;  upper text;  statement text;
+        state text := '';  began timestamptz := clock_timestamp();  seconds float8;  busy boolean;
+        page bigint;  last_page bigint;
     BEGIN
         run.rest := 1;
         EXIT batch WHEN run.status <> 'running';
         run.rest := 0;
-        state := '';
-        upper := NULL;
-        this_pass := NULL;
         BEGIN
             -- Where the walk ends is fixed before it begins: else writers could make it endless.
             IF run.stop IS NULL THEN
@@ -629,56 +614,43 @@ LOOP
                     SELECT to_regclass(run.heap)::oid
                      UNION ALL SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = id
                 )
-                SELECT array_agg(oid), nullif(sum(greatest(reltuples, 0)), 0),
-                       max(pg_relation_size(oid)) / current_setting('block_size')::integer
-                  INTO run.tables, run.total, last_page FROM pg_class JOIN tree ON oid = id;
-                run.walked_by := run.key;
-                run.page_rows := greatest(1, coalesce(run.total, 60 * last_page)
-                                             / greatest(1, last_page));
-                run.passes := CASE WHEN run.rounds = 0 AND run.woven IS NOT NULL
-                                        AND last_page >= {WOVEN_FROM_PAGES}
-                                        AND cardinality(run.tables) = 1
-                                   THEN {PASSES} ELSE 1 END;
+                SELECT array_agg(oid), nullif(sum(greatest(reltuples, 0)), 0)
+                  INTO run.tables, run.total FROM pg_class JOIN tree ON oid = id;
+                EXECUTE {quoted(last)} INTO run.stop;
+                SELECT max(pg_relation_size(id)) / current_setting('block_size')::integer
+                  INTO page FROM unnest(run.tables) AS id;
+                run.page_rows := greatest(1, coalesce(run.total, 60 * page) / greatest(1, page));
+                IF {bool(more.get("woven"))} THEN
+                    run.passes := CASE WHEN run.rounds = 0 AND page >= {WOVEN_FROM_PAGES}
+                                        AND cardinality(run.tables) = 1 THEN {PASSES} ELSE 1 END;
+                END IF;
                 IF run.passes > 1 THEN
-                    run.walked_by := '{{ctid}}';
-                    run.cursor := quote_literal(format('(%s,0)', run.page_window));
+                    run.cursor := format('''(%s,0)''', run.page_window);
+                    run.stop := format('''(%s,0)''', page);
                 END IF;
             END IF;
-            key := array_to_string(run.walked_by, ', ');
+            IF run.passes > 1 THEN
+                key := 'ctid';
+                key_text := {quoted(literals("ctid"))};
+            END IF;
             run.note := 'by ' || key;
-            SELECT string_agg(format('quote_literal(to_json(%s) #>> ''{{}}'')', part),
-                              ' || '', '' || ') INTO key_text FROM unnest(run.walked_by) AS part;
-            IF run.stop IS NULL AND run.walked_by <> '{{ctid}}' THEN
-                EXECUTE format('SELECT %s FROM %s ORDER BY %s DESC LIMIT 1', key_text, run.relation,
-                               array_to_string(run.walked_by, ' DESC, ')) INTO run.stop;
-            END IF;
-            IF run.walked_by = '{{ctid}}' THEN
-                run.stop := coalesce(run.stop, quote_literal(format('(%s,0)', last_page)));
-                last_page := (btrim(run.stop, '''')::point)[0];
-            END IF;
 
             IF run.cursor IS NOT DISTINCT FROM run.stop THEN
                 -- Look for rows that were written or moved behind the walk, or repaired.
-                n := 0;
-                IF run.remaining IS NOT NULL THEN
-                    BEGIN
-                        EXECUTE run.remaining INTO n;
-                    EXCEPTION WHEN data_exception OR raise_exception THEN
-                        n := 1;  -- the walk will find the row, and name it
-                    END;
-                END IF;
-                run.status := 'succeeded';  -- not before: an error would leave it so
-                run.note := NULL;
-                IF n > 0 AND run.rounds >= {ATTEMPTS} THEN
-                    run.note := n || ' rows written meanwhile are not done';
-                ELSIF n > 0 THEN
-                    run.status := 'running';
-                    run.note := 'by ' || key;
+                BEGIN
+                    EXECUTE {quoted(more.get("remaining", "SELECT 0"))} INTO n;
+                EXCEPTION WHEN data_exception OR raise_exception THEN
+                    n := 1;  -- the walk will find the row, and name it
+                END;
+                IF n > 0 AND run.rounds < {ATTEMPTS} THEN
                     run.rounds := run.rounds + 1;
                     run.cursor := NULL;
                     run.stop := NULL;
                     run.page_window := 0;
+                    EXIT batch;
                 END IF;
+                run.status := 'succeeded';
+                run.note := nullif(n, 0) || ' rows written meanwhile are not done';
                 EXIT batch;
             END IF;
 
@@ -686,33 +658,34 @@ LOOP
             ending := run.stop;
             IF run.passes > 1 THEN
                 run.note := 'woven';
-                last_page := least(last_page, run.page_window + {WINDOW_PAGES});
-                ending := quote_literal(format('(%s,0)', last_page));
-                this_pass := format('abs(%s %% %s) = %s', run.woven, run.passes, run.pass);
+                last_page := least((btrim(ending, '''')::point)[0],
+                                   run.page_window + {WINDOW_PAGES});
+                ending := format('''(%s,0)''', last_page);
+                span := format('abs(%s %% {PASSES}) = %s', {quoted(more.get("woven"))}, run.pass);
             END IF;
             span := concat_ws(' AND ', format('(%s) <= (%s)', key, ending),
-                              '(' || key || ') > (' || run.cursor || ')', this_pass);
+                              '(' || key || ') > (' || run.cursor || ')', span);
 
             -- The last key of this batch.
             n := CASE WHEN run.suspects > 0 THEN (run.suspects + 1) / 2 ELSE run.batch_rows END;
-            IF run.walked_by = '{{ctid}}' AND run.suspects = 0 THEN
+            IF key = 'ctid' AND run.suspects = 0 THEN
                 page := coalesce((btrim(run.cursor, '''')::point)[0], 0);
-                last_page := least(last_page, page + greatest(1, least({WINDOW_PAGES // 2},
-                                   trunc(n * run.passes / run.page_rows))));
-                upper := quote_literal(format('(%s,0)', last_page));
-                n := (last_page - page) * run.page_rows / run.passes;
+                last_page := least((btrim(ending, '''')::point)[0], page + greatest(1, least(
+                    {WINDOW_PAGES // 2}, trunc(n * greatest(1, run.passes) / run.page_rows))));
+                upper := format('''(%s,0)''', last_page);
+                n := (last_page - page) * run.page_rows / greatest(1, run.passes);
             END IF;
             IF upper IS NULL THEN
                 EXECUTE format('SELECT %s FROM %s WHERE %s ORDER BY %s OFFSET %s LIMIT 1',
-                               key_text, run.relation, span, key, n - 1) INTO upper;
+                               key_text, relation, span, key, n - 1) INTO upper;
             END IF;
             IF upper IS NULL THEN
                 upper := ending;
-                EXECUTE format('SELECT count(*) FROM %s WHERE %s', run.relation, span) INTO n;
+                EXECUTE format('SELECT count(*) FROM %s WHERE %s', relation, span) INTO n;
             END IF;
             span := format('%s AND (%s) <= (%s)', span, key, upper);
 
-            statement := replace(run.work, '{{batch}}', span);
+            statement := replace({quoted(work)}, '{{batch}}', span);
             -- Where nearly every row is changed, none is asked; one batch in 16 asks again.
             run.sure := run.sure AND run.batches % 16 > 0;
             statement := replace(statement, '{{sure}}', run.sure::text);
@@ -737,16 +710,16 @@ LOOP
             EXIT batch;
         ELSIF state ~ '^(22|23|P0001)' AND upper IS NOT NULL THEN
             -- A row in here cannot be done: half of them next, until there are no fewer.
-            EXECUTE format('SELECT count(*) FROM %s WHERE %s', run.relation, span) INTO n;
+            EXECUTE format('SELECT count(*) FROM %s WHERE %s', relation, span) INTO n;
             IF run.suspects = 0 OR n < run.suspects THEN
                 run.suspects := n;
                 EXIT batch;
             END IF;
-            EXECUTE format('SELECT ROW(%s)::text FROM %s WHERE %s',
-                           array_to_string(run.key, ', '), run.relation, span) INTO key;
+            EXECUTE format('SELECT ROW(%s)::text FROM %s WHERE %s', {quoted(keys)}, relation, span)
+               INTO key;
             run.status := 'failed';
             run.error := format('row %s of %s cannot be done: %s', key, run.heap, run.error);
-            EXIT batch;
+            EXIT batch WHEN run.status = 'failed';
         ELSIF state <> '' THEN
             RAISE EXCEPTION USING ERRCODE = state, MESSAGE = run.error;
         END IF;
@@ -761,32 +734,31 @@ LOOP
         IF run.passes > 1 AND upper = ending THEN
             run.pass := (run.pass + 1) % run.passes;
             run.page_window := CASE run.pass WHEN 0 THEN last_page ELSE run.page_window END;
-            run.cursor := quote_literal(format('(%s,0)', run.page_window));
+            run.cursor := format('''(%s,0)''', run.page_window);
         END IF;
 
         -- Short batches while others write to the table: they may have to wait for our row locks.
-        IF EXISTS (SELECT FROM pg_locks WHERE relation = ANY (run.tables)
+        IF EXISTS (SELECT FROM pg_locks AS l WHERE l.relation = ANY (run.tables)
                       AND mode = 'RowExclusiveLock' AND pid <> pg_backend_pid()
                       AND pid NOT IN (SELECT r.pid FROM datamig.run AS r WHERE r.pid > 0
                                          AND r.revision = run.revision)) THEN
             run.busy_at := began;
         END IF;
         seconds := extract(epoch FROM clock_timestamp() - began);
-        IF n >= run.batch_rows / 2 THEN
+        IF n >= run.batch_rows / 2 OR run.statement IS NULL THEN
+            run.statement := statement;  -- for whoever wants to see its plan
             busy := coalesce(run.busy_at > began - interval '5 seconds', FALSE);
-            batch_rows := run.batch_rows;
             run.batch_rows := {NEXT_BATCH_ROWS.strip()};
         END IF;
     END batch;
     UPDATE datamig.run AS r
-       SET status = run.status, walked_by = run.walked_by, sure = run.sure, passes = run.passes,
-           page_rows = run.page_rows, tables = run.tables, total = run.total,
-           cursor = run.cursor, stop = run.stop,
+       SET status = run.status, tables = run.tables, total = run.total, cursor = run.cursor,
+           stop = run.stop, passes = run.passes, page_rows = run.page_rows, sure = run.sure,
            page_window = run.page_window, pass = run.pass, rounds = run.rounds,
            suspects = run.suspects, retries = run.retries, rest = run.rest, scanned = run.scanned,
            changed = run.changed, batches = run.batches, batch_rows = run.batch_rows,
-           note = run.note, error = run.error, busy_at = run.busy_at, pid = pg_backend_pid(),
-           heartbeat_at = clock_timestamp()
+           statement = run.statement, note = run.note, error = run.error, busy_at = run.busy_at,
+           pid = pg_backend_pid(), heartbeat_at = clock_timestamp()
      WHERE (r.revision, r.step, r.part) = (run.revision, run.step, run.part);
     COMMIT;
     EXIT WHEN run.status NOT IN ('running', 'paused') OR clock_timestamp() >= until;
