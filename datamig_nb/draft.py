@@ -17,7 +17,7 @@ from datamig_nb.checks import Check, RowCheck
 from datamig_nb.compound import Swap
 from datamig_nb.errors import MissingKeyError
 from datamig_nb.functions import pasted, require_free_names
-from datamig_nb.migration import Migration, Step, added_columns
+from datamig_nb.migration import Migration, Step, added_columns, step_table
 from datamig_nb.names import TableName
 from datamig_nb.source import (
     INLINED,
@@ -264,6 +264,27 @@ class Draft:
     def key_of(self, table: TableName) -> tuple[str, ...]:
         """The columns of the table's key; () where it has none."""
         return self.catalog.table(table).key
+
+    def columns_at(self, step: Step, table: TableName) -> list[str]:
+        """The columns that the table has when the step is taken, but computed ones."""
+        names = [c.name for c in self.catalog.table(table).columns if not c.computed]
+        for other in self.whole.steps[: self.number(step) - 1]:
+            match other:
+                case ops.AddColumnOp(column=column) if step_table(other) == table:
+                    names += [] if column.name in names else [column.name]  # an earlier phase
+                case ops.DropColumnOp(column_name=name) if step_table(other) == table:
+                    names.remove(name)
+                case ops.AlterColumnOp(column_name=name, modify_name=str(new)) if (
+                    step_table(other) == table
+                ):
+                    names[names.index(name)] = new
+                case Swap(columns=columns):
+                    for each in (each for each in columns if each.table == table):
+                        names.remove(each.new)
+                        names += [each.old] if each.keep else []
+                case _:
+                    pass
+        return names
 
     def deletions(self, step: DeleteRows) -> tuple[DeleteRows, ...]:
         """The step as walks over one table each: those of its dependants first."""

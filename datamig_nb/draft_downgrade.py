@@ -273,7 +273,7 @@ def _put_back(draft: Draft, step: DeleteRows) -> list[str]:
     for place, part in enumerate(reversed(draft.deletions(step))):
         saved, table = draft.kept_rows(step, place), draft.catalog.table(part.table)
         assert saved is not None  # else there is no way back
-        columns = [column.name for column in table.columns if not column.computed]
+        columns = draft.columns_at(step, part.table)
         work = draft.constant("put back", kept.put_back_batch(part.table, columns, saved))
         keys = tuple(f"kept.{quote(key)}" for key in table.key) or ("ctid",)
         name = f"put rows back into {part.table} ({draft.number(step)})"
