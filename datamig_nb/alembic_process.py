@@ -1,6 +1,7 @@
 """Alembic as a rehearsal runs it: in a process of its own, held to one database.
 
-Started as a program, with the project's own settings and ``env.py``; nothing of ours is imported.
+Started as a program that forks for each command, with the project's own settings and ``env.py``;
+nothing of ours is imported.
 Whatever address ``env.py`` finds, SQLAlchemy connects to the database of the rehearsal, and a
 session that leads elsewhere all the same, by SQLAlchemy or by a driver of its own, is refused
 before its first statement.
@@ -13,14 +14,18 @@ import io
 import json
 import os
 import re
+import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+import sqlalchemy.dialects.postgresql  # pyright: ignore[reportUnusedImport]
 from alembic import command
 from alembic.config import CommandLine, Config
 from alembic.runtime.environment import EnvironmentContext
@@ -285,5 +290,53 @@ def main(words: Sequence[str], environment: Mapping[str, str]) -> None:
     CommandLine().run_cmd(config, options)
 
 
+def _ordered() -> list[str]:
+    """Wait for orders at standard input; each is carried out in a fork, where this returns it.
+
+    To import Alembic takes longer than most commands do: this way it is done once.  With an order
+    come two descriptors: for what is written, and for the process id and, later, the exit code.
+    """
+    orders = socket.socket(fileno=0)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        size, descriptors, _, _ = socket.recv_fds(orders, 4, 2)
+        order = _read(orders, int.from_bytes(size))
+        if not order:  # nobody is there any more
+            sys.exit()
+        output, ending = descriptors
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            child = os.fork()
+            if child == 0:
+                break
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            with suppress(BrokenPipeError):  # nobody wants to know
+                os.write(ending, f"{code}\n".encode())
+            os._exit(0)
+        os.close(output)
+        os.close(ending)
+    os.setsid()  # Ctrl-C is for the rehearsal, which then kills the session
+    os.write(ending, f"{os.getpid()}\n".encode())
+    os.close(ending)
+    orders.close()
+    os.open(os.devnull, os.O_RDONLY)  # as standard input
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    given = json.loads(order)
+    os.chdir(given["directory"])
+    os.environ.clear()
+    os.environ.update(given["environment"])
+    sys.argv[1:] = given["words"]
+    return sys.argv[1:]
+
+
+def _read(stream: socket.socket, size: int) -> bytes:
+    found = b""
+    while len(found) < size and (more := stream.recv(size - len(found))):
+        found += more
+    return found
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:], os.environ)
+    main(_ordered(), os.environ)

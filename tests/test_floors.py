@@ -90,6 +90,7 @@ FLOORS = {
     "draft_downgrade": 12,
     "render": 13,
     "alembic_process": 0,
+    "launcher": 1,
     "clones": 4,
     "programs": 4,
     "snapshot": 8,
