@@ -5,14 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import groupby
 
+import sqlalchemy as sa
+
 from datamig_nb.compound import ChangeType, MergeRows, Swap
 from datamig_nb.database import Database
 from datamig_nb.errors import MigrationError
+from datamig_nb.kept import children
 from datamig_nb.merged import merge
 from datamig_nb.migration import Migration, Step
 from datamig_nb.retyped import retype
+from datamig_nb.sequence import made, relation
 from datamig_nb.statements import names_in
-from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep
+from datamig_nb.steps import (
+    Backfill,
+    BackUp,
+    DeleteRows,
+    InsertRows,
+    KeepInStep,
+    back_up,
+    backfill,
+)
+from datamig_nb.tables import read_table
 from datamig_nb.transforms import Transform
 
 
@@ -24,7 +37,7 @@ def expanded(db: Database, migration: Migration) -> Migration:
     UnknownTableError, UnknownColumnError, ExpressionError, MigrationError
         If such a step does not fit the database.
     """
-    if not any(isinstance(step, ChangeType | MergeRows) for step in migration.steps):
+    if not any(isinstance(step, ChangeType | MergeRows | DeleteRows) for step in migration.steps):
         return migration
     steps: list[Step] = []
     with db.read_only(f"reading the catalog for {migration.name!r}") as connection:
@@ -37,8 +50,33 @@ def expanded(db: Database, migration: Migration) -> Migration:
                 continue
             for step in together:
                 _require_types_as_they_are(step, steps)
-                steps += merge(connection, step) if isinstance(step, MergeRows) else [step]
+                if isinstance(step, MergeRows):
+                    steps += merge(connection, step)
+                elif isinstance(step, DeleteRows):
+                    steps += [*_apart(connection, step, steps), step]
+                else:
+                    steps.append(step)
     return Migration(migration.name, *steps)
+
+
+def _apart(connection: sa.Connection, step: DeleteRows, earlier: Iterable[Step]) -> list[Step]:
+    """What makes rows that go refer to each other no more: a batch may hold one of two only."""
+    if any(relation(step.table) in made(other) for other in earlier):
+        return []
+    table = read_table(connection, step.table)
+    own = [
+        each
+        for each in table.referenced_by
+        if each.is_of(step.table) and each.on_delete in (None, "CASCADE")
+    ]
+    columns = dict.fromkeys(c for each in own for c in each.columns if not table.column(c).not_null)
+    if not table.key or not columns or names_in(step.where) & {*columns}:
+        return []  # whether rows are in each other's way is asked before they go
+    refers = "\n OR ".join(children(step, each) for each in own)
+    nothing = backfill(
+        step.table, dict.fromkeys(columns, "NULL"), where=f"({step.where})\n   AND ({refers})"
+    )
+    return [*([back_up(step.table, *columns)] if step.keep else []), nothing]
 
 
 def _require_types_as_they_are(step: Step, earlier: Iterable[Step]) -> None:

@@ -52,6 +52,7 @@ def own_commits() -> Generator[None]:
             # end
             yield
             if op.get_context().as_sql:
+                op.get_context().impl.static_output("\\endif")  # of skip_done()
                 execute("RESET statement_timeout")
                 execute("RESET client_connection_check_interval")
                 execute("RESET lock_timeout")
@@ -153,7 +154,6 @@ def finish() -> None:
     )
     if not op.get_context().as_sql and not done.rowcount:
         raise RuntimeError(f"{revision} was run twice at once, and the other run has done it")
-    end_skipping()
 
 
 def forget() -> None:
@@ -163,13 +163,6 @@ def forget() -> None:
     # end
     execute(f"DELETE FROM datamig.run WHERE revision = '{revision}' AND step <> 'downgrade'")
     execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE revision = '{revision}'")
-    end_skipping()
-
-
-def end_skipping() -> None:
-    """The end of what :func:`skip_done` began."""
-    if op.get_context().as_sql:
-        op.get_context().impl.static_output("\\endif")
 
 
 def step(statement: str, check: str = "", undo: str = "", once: str = "") -> None:

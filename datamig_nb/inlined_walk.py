@@ -164,12 +164,6 @@ LOOP
                 END IF;
                 -- end
             END IF;
-            -- only with woven
-            IF run.passes > 1 THEN
-                key := 'ctid';
-                key_text := {quoted(literals("ctid"))};
-            END IF;
-            -- end
             run.note := 'by ' || key;
 
             IF run.cursor IS NOT DISTINCT FROM run.stop THEN
@@ -198,6 +192,8 @@ LOOP
             -- only with woven
             IF run.passes > 1 THEN
                 run.note := 'woven';
+                key := 'ctid';
+                key_text := {quoted(literals("ctid"))};
                 last_page := least((btrim(ending, '''')::point)[0],
                                    run.page_window + {WINDOW_PAGES});
                 ending := format('''(%s,0)''', last_page);

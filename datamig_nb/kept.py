@@ -267,7 +267,9 @@ def insert_batch(
     conflict = "" if step.on_conflict is None else f"\nON CONFLICT {step.on_conflict}"
     put = (
         f"WITH put AS (\nINSERT INTO {step.table.sql} ({names}){always}\n"
-        f"SELECT {names} FROM {source(step)}\n WHERE {BATCH_MARK}{conflict}\nRETURNING *\n)"
+        f"SELECT {names} FROM {source(step)}\n WHERE {BATCH_MARK}\n"
+        # so that numbers which a sequence gives follow the key
+        f" ORDER BY {', '.join(map(quote, step.key))}{conflict}\nRETURNING *\n)"
     )
     if changed is None:
         return f"{put}\nINSERT INTO {kept} SELECT * FROM put"

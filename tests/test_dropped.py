@@ -8,7 +8,7 @@ import datamig_nb as dm
 from datamig_nb.database import Database
 from tests.alembic_project import AlembicProject
 from tests.cases.harness import picture
-from tests.runs import ok
+from tests.runs import ok, small_batches
 from tests.scratch import query
 
 MAKE = """
@@ -32,6 +32,33 @@ MIGRATION = dm.Migration(
     dm.drop_columns("shop.item", "name", "place", "price", "kind"),
     dm.drop_tables("shop.line"),
 )
+
+
+def test_deleted_rows_come_back_after_other_columns_came_and_went(
+    database: Database, project: AlembicProject
+) -> None:
+    """The rows of a tree, too, whose parents would go before their children."""
+    query(
+        database,
+        "CREATE TABLE node (id int PRIMARY KEY, up int REFERENCES node, kind text, body text);"
+        "INSERT INTO node SELECT n, CASE WHEN n % 10 > 1 THEN n - 1 WHEN n % 10 = 0 THEN n - 9 END,"
+        " 'k', 'b' || n FROM generate_series(1, 200) n; UPDATE node SET up = 200 WHERE id = 191",
+    )
+    before = picture(database)
+    steps = (
+        dm.fill_new_column("node", sa.Column("size", sa.Integer(), nullable=False), "length(body)"),
+        dm.drop_columns("node", "kind"),
+        dm.alter_column("node", "body", new_column_name="text"),
+        dm.delete_rows("node", "id > 100"),
+    )
+    revision = dm.render(database, dm.Migration("change and delete", *steps))
+    project.add(revision, small_batches(7))
+
+    ok(project.alembic(database, "upgrade", "head"))
+
+    assert query(database, "SELECT count(*), max(id) FROM node") == [(100, 100)]
+    ok(project.alembic(database, "downgrade", "-1"))
+    assert picture(database) == before
 
 
 def test_a_preview_says_how_many_values_and_rows_go(database: Database) -> None:

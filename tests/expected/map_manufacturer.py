@@ -1,6 +1,6 @@
 """Map manufacturer of flights.planes to maker.
 
-Revision ID: b03f9cff4fce
+Revision ID: 4b48cd4d6846
 Revises:
 Create Date: (when it was rendered)
 
@@ -35,7 +35,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "b03f9cff4fce"
+revision = "4b48cd4d6846"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -76,8 +76,8 @@ def downgrade() -> None:
     """Undo: map manufacturer of flights.planes to maker."""
     with own_commits():
         preflight("downgrade", MAKER_NOT_EDITED_SINCE_THE_UPGRADE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_b03f9cff4fce ON flights.planes")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_b03f9cff4fce()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_4b48cd4d6846 ON flights.planes")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_4b48cd4d6846()")
         step("ALTER TABLE IF EXISTS flights.planes DROP COLUMN IF EXISTS maker")
         forget()
 
@@ -106,7 +106,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_b03f9cff4fce() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_4b48cd4d6846() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -125,9 +125,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_b03f9cff4fce
+CREATE OR REPLACE TRIGGER zz_datamig_4b48cd4d6846
 BEFORE INSERT OR UPDATE OF manufacturer ON flights.planes
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_b03f9cff4fce()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_4b48cd4d6846()
 """
 
 MAKER_LEFT = f"""
@@ -202,6 +202,7 @@ def own_commits() -> Generator[None]:
             step(RUN)
             yield
             if op.get_context().as_sql:
+                op.get_context().impl.static_output("\\endif")  # of skip_done()
                 execute("RESET statement_timeout")
                 execute("RESET client_connection_check_interval")
                 execute("RESET lock_timeout")
@@ -295,20 +296,12 @@ def finish() -> None:
     )
     if not op.get_context().as_sql and not done.rowcount:
         raise RuntimeError(f"{revision} was run twice at once, and the other run has done it")
-    end_skipping()
 
 
 def forget() -> None:
     """Remove what was noted of the upgrade, so that it can start afresh."""
     execute(f"DELETE FROM datamig.run WHERE revision = '{revision}' AND step <> 'downgrade'")
     execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE revision = '{revision}'")
-    end_skipping()
-
-
-def end_skipping() -> None:
-    """The end of what :func:`skip_done` began."""
-    if op.get_context().as_sql:
-        op.get_context().impl.static_output("\\endif")
 
 
 def step(statement: str, check: str = "", undo: str = "", once: str = "") -> None:
@@ -533,10 +526,6 @@ LOOP
                     run.stop := format('''(%s,0)''', page);
                 END IF;
             END IF;
-            IF run.passes > 1 THEN
-                key := 'ctid';
-                key_text := {quoted(literals("ctid"))};
-            END IF;
             run.note := 'by ' || key;
 
             IF run.cursor IS NOT DISTINCT FROM run.stop THEN
@@ -562,6 +551,8 @@ LOOP
             ending := run.stop;
             IF run.passes > 1 THEN
                 run.note := 'woven';
+                key := 'ctid';
+                key_text := {quoted(literals("ctid"))};
                 last_page := least((btrim(ending, '''')::point)[0],
                                    run.page_window + {WINDOW_PAGES});
                 ending := format('''(%s,0)''', last_page);

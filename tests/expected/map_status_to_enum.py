@@ -1,6 +1,6 @@
 """Map status of guide.user to state.
 
-Revision ID: 6dc3ede10c21
+Revision ID: 16426968f7d0
 Revises:
 Create Date: (when it was rendered)
 
@@ -44,7 +44,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "6dc3ede10c21"
+revision = "16426968f7d0"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -92,8 +92,8 @@ def downgrade() -> None:
     """Undo: map status of guide.user to state."""
     with own_commits():
         preflight("downgrade", STATE_NOT_EDITED_SINCE_THE_UPGRADE)
-        step('DROP TRIGGER IF EXISTS zz_datamig_6dc3ede10c21 ON guide."user"')
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_6dc3ede10c21()")
+        step('DROP TRIGGER IF EXISTS zz_datamig_16426968f7d0 ON guide."user"')
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_16426968f7d0()")
         step('ALTER TABLE IF EXISTS guide."user" DROP COLUMN IF EXISTS state')
         step("DROP TYPE IF EXISTS guide.user_state")
         forget()
@@ -162,7 +162,7 @@ $datamig$
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_6dc3ede10c21() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_16426968f7d0() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -181,9 +181,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_6dc3ede10c21
+CREATE OR REPLACE TRIGGER zz_datamig_16426968f7d0
 BEFORE INSERT OR UPDATE OF status ON guide."user"
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_6dc3ede10c21()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_16426968f7d0()
 """
 
 STATE_LEFT = f"""
@@ -272,6 +272,7 @@ def own_commits() -> Generator[None]:
             step(RUN)
             yield
             if op.get_context().as_sql:
+                op.get_context().impl.static_output("\\endif")  # of skip_done()
                 execute("RESET statement_timeout")
                 execute("RESET client_connection_check_interval")
                 execute("RESET lock_timeout")
@@ -365,20 +366,12 @@ def finish() -> None:
     )
     if not op.get_context().as_sql and not done.rowcount:
         raise RuntimeError(f"{revision} was run twice at once, and the other run has done it")
-    end_skipping()
 
 
 def forget() -> None:
     """Remove what was noted of the upgrade, so that it can start afresh."""
     execute(f"DELETE FROM datamig.run WHERE revision = '{revision}' AND step <> 'downgrade'")
     execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE revision = '{revision}'")
-    end_skipping()
-
-
-def end_skipping() -> None:
-    """The end of what :func:`skip_done` began."""
-    if op.get_context().as_sql:
-        op.get_context().impl.static_output("\\endif")
 
 
 def step(statement: str, check: str = "", undo: str = "", once: str = "") -> None:
@@ -629,10 +622,6 @@ LOOP
                     run.stop := format('''(%s,0)''', page);
                 END IF;
             END IF;
-            IF run.passes > 1 THEN
-                key := 'ctid';
-                key_text := {quoted(literals("ctid"))};
-            END IF;
             run.note := 'by ' || key;
 
             IF run.cursor IS NOT DISTINCT FROM run.stop THEN
@@ -658,6 +647,8 @@ LOOP
             ending := run.stop;
             IF run.passes > 1 THEN
                 run.note := 'woven';
+                key := 'ctid';
+                key_text := {quoted(literals("ctid"))};
                 last_page := least((btrim(ending, '''')::point)[0],
                                    run.page_window + {WINDOW_PAGES});
                 ending := format('''(%s,0)''', last_page);

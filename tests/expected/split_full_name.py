@@ -1,6 +1,6 @@
 """Split full_name of players.player into first_name and last_name.
 
-Revision ID: 97ec4d9c3493
+Revision ID: e820a2171161
 Revises:
 Create Date: (when it was rendered)
 
@@ -41,7 +41,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "97ec4d9c3493"
+revision = "e820a2171161"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -98,8 +98,8 @@ def downgrade() -> None:
     """Undo: split full_name of players.player into first_name and last_name."""
     with own_commits():
         preflight("downgrade", FIRST_NAME_AND_LAST_NAME_NOT_EDITED_SINCE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_97ec4d9c3493 ON players.player")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_97ec4d9c3493()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_e820a2171161 ON players.player")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_e820a2171161()")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS last_name")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS first_name")
         forget()
@@ -158,7 +158,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_97ec4d9c3493() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_e820a2171161() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -178,9 +178,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_97ec4d9c3493
+CREATE OR REPLACE TRIGGER zz_datamig_e820a2171161
 BEFORE INSERT OR UPDATE OF full_name ON players.player
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_97ec4d9c3493()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_e820a2171161()
 """
 
 FIRST_NAME_LAST_NAME_LEFT = f"""
@@ -257,6 +257,7 @@ def own_commits() -> Generator[None]:
             step(RUN)
             yield
             if op.get_context().as_sql:
+                op.get_context().impl.static_output("\\endif")  # of skip_done()
                 execute("RESET statement_timeout")
                 execute("RESET client_connection_check_interval")
                 execute("RESET lock_timeout")
@@ -350,20 +351,12 @@ def finish() -> None:
     )
     if not op.get_context().as_sql and not done.rowcount:
         raise RuntimeError(f"{revision} was run twice at once, and the other run has done it")
-    end_skipping()
 
 
 def forget() -> None:
     """Remove what was noted of the upgrade, so that it can start afresh."""
     execute(f"DELETE FROM datamig.run WHERE revision = '{revision}' AND step <> 'downgrade'")
     execute(f"UPDATE datamig.run SET status = 'succeeded' WHERE revision = '{revision}'")
-    end_skipping()
-
-
-def end_skipping() -> None:
-    """The end of what :func:`skip_done` began."""
-    if op.get_context().as_sql:
-        op.get_context().impl.static_output("\\endif")
 
 
 def step(statement: str, check: str = "", undo: str = "", once: str = "") -> None:
@@ -614,10 +607,6 @@ LOOP
                     run.stop := format('''(%s,0)''', page);
                 END IF;
             END IF;
-            IF run.passes > 1 THEN
-                key := 'ctid';
-                key_text := {quoted(literals("ctid"))};
-            END IF;
             run.note := 'by ' || key;
 
             IF run.cursor IS NOT DISTINCT FROM run.stop THEN
@@ -643,6 +632,8 @@ LOOP
             ending := run.stop;
             IF run.passes > 1 THEN
                 run.note := 'woven';
+                key := 'ctid';
+                key_text := {quoted(literals("ctid"))};
                 last_page := least((btrim(ending, '''')::point)[0],
                                    run.page_window + {WINDOW_PAGES});
                 ending := format('''(%s,0)''', last_page);
