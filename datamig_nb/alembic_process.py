@@ -1,6 +1,7 @@
 """Alembic as a rehearsal runs it: in a process of its own, held to one database.
 
-Started as a program, with the project's own settings and ``env.py``; nothing of ours is imported.
+Started as a program that forks for each command, with the project's own settings and ``env.py``;
+nothing of ours is imported.
 Whatever address ``env.py`` finds, SQLAlchemy connects to the database of the rehearsal, and a
 session that leads elsewhere all the same, by SQLAlchemy or by a driver of its own, is refused
 before its first statement.
@@ -13,14 +14,18 @@ import io
 import json
 import os
 import re
+import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+import sqlalchemy.dialects.postgresql  # pyright: ignore[reportUnusedImport]
 from alembic import command
 from alembic.config import CommandLine, Config
 from alembic.runtime.environment import EnvironmentContext
@@ -37,6 +42,9 @@ SELECT concat_ws(' ', oid, extract(epoch FROM pg_postmaster_start_time()))
 
 #: The word that brings the database to where the revision begins, and tells where that is.
 PREPARE = "prepare"
+
+# What the docstring of a revision says that was rendered.
+_OURS = "Written by datamig_nb"
 
 _POSTGRESQL = re.compile(r"postgres(?:ql)?(\+\w+)?://")
 
@@ -82,15 +90,20 @@ def _elsewhere(driver: str) -> CommandError:
     )
 
 
+_DRIVERS = {"psycopg", "psycopg2", "asyncpg"}
+
+
 class _Guards:
     """Sees to it, as drivers are imported, that none gives a session with another database."""
 
     def __init__(self, identity: str) -> None:
         self._identity = identity
+        for name in _DRIVERS & sys.modules.keys():
+            self._guard(sys.modules[name])
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """What the others find; a driver's module is guarded once it is there."""
-        if name not in ("psycopg", "psycopg2", "asyncpg"):
+        if name not in _DRIVERS:
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
         spec = next(filter(None, (other.find_spec(name, path, target) for other in others)), None)
@@ -175,7 +188,10 @@ def _configured(ini: str, words: Sequence[str], url: str) -> tuple[Config, Any]:
 
 
 def _prepare(ini: str, begin: str | None, revision: str, url: str) -> dict[str, Any]:
-    """Stamp a database that Alembic does not know; bring one that is behind to the beginning."""
+    """Stamp a database that Alembic does not know; bring one that is behind to the beginning.
+
+    Revisions of ours note that they ran: with no such note of Alembic's, those before it did not.
+    """
     seen: dict[str, Any] = {}
 
     def look(heads: tuple[str, ...], context: MigrationContext) -> list[Any]:
@@ -191,11 +207,14 @@ def _prepare(ini: str, begin: str | None, revision: str, url: str) -> dict[str, 
     seen["done"] = revision in {each.revision for each in passed}
     if seen["done"]:
         return seen
-    seen["stamped"] = begin is not None and not seen["heads"]
-    seen["upgraded"] = begin is not None and not seen["stamped"] and begin not in seen["heads"]
-    if seen["stamped"]:
-        command.stamp(_configured(ini, ["stamp", str(begin)], url)[0], str(begin))
-    elif seen["upgraded"]:
+    known: Any = None if seen["heads"] else begin
+    while known and _OURS in (script.get_revision(known).longdoc or ""):
+        known = script.get_revision(known).down_revision
+    seen["stamped"] = known
+    seen["upgraded"] = begin is not None and begin not in (*seen["heads"], known)
+    if known is not None:
+        command.stamp(_configured(ini, ["stamp", known], url)[0], known)
+    if seen["upgraded"]:
         command.upgrade(_configured(ini, ["upgrade", str(begin)], url)[0], str(begin))
     return seen
 
@@ -276,5 +295,53 @@ def main(words: Sequence[str], environment: Mapping[str, str]) -> None:
     CommandLine().run_cmd(config, options)
 
 
+def _ordered() -> list[str]:
+    """Wait for orders at standard input; each is carried out in a fork, where this returns it.
+
+    To import Alembic takes longer than most commands do: this way it is done once.  With an order
+    come two descriptors: for what is written, and for the process id and, later, the exit code.
+    """
+    orders = socket.socket(fileno=0)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        size, descriptors, _, _ = socket.recv_fds(orders, 4, 2)
+        order = _read(orders, int.from_bytes(size))
+        if not order:  # nobody is there any more
+            sys.exit()
+        output, ending = descriptors
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            child = os.fork()
+            if child == 0:
+                break
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            with suppress(BrokenPipeError):  # nobody wants to know
+                os.write(ending, f"{code}\n".encode())
+            os._exit(0)
+        os.close(output)
+        os.close(ending)
+    os.setsid()  # Ctrl-C is for the rehearsal, which then kills the session
+    os.write(ending, f"{os.getpid()}\n".encode())
+    os.close(ending)
+    orders.close()
+    os.open(os.devnull, os.O_RDONLY)  # as standard input
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    given = json.loads(order)
+    os.chdir(given["directory"])
+    os.environ.clear()
+    os.environ.update(given["environment"])
+    sys.argv[1:] = given["words"]
+    return sys.argv[1:]
+
+
+def _read(stream: socket.socket, size: int) -> bytes:
+    found = b""
+    while len(found) < size and (more := stream.recv(size - len(found))):
+        found += more
+    return found
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:], os.environ)
+    main(_ordered(), os.environ)

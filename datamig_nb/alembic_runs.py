@@ -7,8 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -20,10 +18,10 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from datamig_nb import alembic_process
 from datamig_nb.alembic_process import IDENTITY, PREPARE, led_to
 from datamig_nb.database import Database
 from datamig_nb.errors import RehearsalError
+from datamig_nb.launcher import Fork, Launcher
 from datamig_nb.names import TableName
 from datamig_nb.render import Revision
 from datamig_nb.vetted import bare
@@ -99,7 +97,7 @@ class Running:
 
     def __init__(
         self,
-        process: subprocess.Popen[str],
+        process: Fork,
         words: Sequence[str],
         told: Callable[[str], None],
         statements: Path,
@@ -118,8 +116,7 @@ class Running:
         self.kill()
         self._process.wait()
         self._reader.join()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._process.close()
 
     @property
     def log(self) -> tuple[LogLine, ...]:
@@ -160,7 +157,6 @@ class Running:
         )
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
         for line in self._process.stdout:
             self._lines.append(LogLine(time.monotonic() - self._began, line.rstrip("\n")))
 
@@ -173,6 +169,8 @@ class Beginning:
     version_table: TableName
     #: What was done to get there, in words; empty where nothing was.
     said: str
+    #: Whether revisions before it ran to get there.
+    upgraded: bool
     #: The revision as ``alembic upgrade --sql`` writes it; empty where it cannot, for this reason.
     script: str
     unscripted: str
@@ -191,6 +189,7 @@ class Runner:
     #: The directory that holds the revision.
     place: Path
     database: Database
+    launcher: Launcher = field(repr=False)
     #: Called with each line that Alembic writes, in the thread that waits for it.
     told: Callable[[str], None] = field(default=lambda _: None, repr=False)
 
@@ -201,20 +200,12 @@ class Runner:
     def start(self, *words: str) -> Running:
         """Start ``alembic`` with these words; use it in a ``with``."""
         statements = self.place.parent / f"statements_{next(_numbers)}.json"
-        process = subprocess.Popen(
-            [sys.executable, "-P", alembic_process.__file__, self.ini, self.place, *words],
-            cwd=self.ini.parent,
-            env={
-                **_environment(self.database),
-                "DATAMIG_REHEARSAL_STATEMENTS": str(statements),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,  # Ctrl-C is for the rehearsal, which then kills it
-        )
+        environment = {
+            **_environment(self.database),
+            "DATAMIG_REHEARSAL_STATEMENTS": str(statements),
+        }
+        given = [str(self.ini), str(self.place), *words]
+        process = self.launcher.start(given, self.ini.parent, environment)
         return Running(process, words, self.told, statements)
 
     def run(self, *words: str) -> AlembicRun:
@@ -245,13 +236,15 @@ class Runner:
                 "give one where it has not run, or restore a copy from before",
             )
         schema, name = found["version_table"]
-        begin, heads = self.revision.down_revision, ", ".join(found["heads"])
-        said = f"stamped {begin}" if found["stamped"] else ""
+        begin, stamped = self.revision.down_revision, found["stamped"]
+        said = [f"stamped {stamped}"] if stamped else []
         if found["upgraded"]:
-            said = f"upgraded from {heads} to {begin}"
+            heads = ", ".join(found["heads"])
+            said.append(f"upgraded from {heads or stamped or 'base'} to {begin}")
         return Beginning(
             version_table=TableName(schema, name),
-            said=said,
+            said=", ".join(said),
+            upgraded=found["upgraded"],
             script=found["script"],
             unscripted=found["unscripted"],
         )
@@ -265,7 +258,7 @@ def runner_for(
 
     One that lies in its project already stays where it is, beside the files that it reads.
     """
-    with tempfile.TemporaryDirectory(prefix="datamig-") as directory:
+    with tempfile.TemporaryDirectory(prefix="datamig-") as directory, Launcher() as launcher:
         place = Path(directory, "revision")
         place.mkdir()
         ini = revision.alembic
@@ -276,7 +269,12 @@ def runner_for(
         if ini is None:
             ini = _smallest_project(Path(directory), revision.down_revision)
         yield Runner(
-            revision=revision, ini=ini.resolve(), place=place, database=database, told=told
+            revision=revision,
+            ini=ini.resolve(),
+            place=place,
+            database=database,
+            launcher=launcher,
+            told=told,
         )
 
 
@@ -338,8 +336,6 @@ def _environment(database: Database) -> dict[str, str]:
         **{name: str(value) for name, value in libpq.items() if value},
         "DATAMIG_REHEARSAL_URL": url,
         "DATAMIG_REHEARSAL_IDENTITY": identity(database),
-        "PYTHONDONTWRITEBYTECODE": "1",  # nothing is written in the user's project
-        "PYTHONUNBUFFERED": "1",
     }
 
 

@@ -1,0 +1,91 @@
+"""Start Alembic often, and import it once: a process that forks for each run."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from datamig_nb import alembic_process
+from datamig_nb.errors import RehearsalError
+
+
+class Fork:
+    """A run of Alembic, with what :class:`subprocess.Popen` has of one that it started."""
+
+    def __init__(self, output: int, ending: int) -> None:
+        self.stdout: IO[str] = open(output, encoding="utf-8", errors="replace")  # noqa: SIM115
+        self._ending = open(ending)  # noqa: SIM115
+        said = self._ending.readline()
+        if not said:
+            self.close()
+            raise RehearsalError(
+                "Alembic could not be started", "see whether memory is left, and rehearse again"
+            )
+        #: Its process id, and that of the session that it leads.
+        self.pid = int(said)
+        self._code: int | None = None
+
+    def close(self) -> None:
+        """Hear no more of it."""
+        self.stdout.close()
+        self._ending.close()
+
+    def poll(self) -> int | None:
+        """Its exit code, or minus the signal that ended it; None while it runs."""
+        if self._code is None and select.select([self._ending], [], [], 0)[0]:
+            self.wait()
+        return self._code
+
+    def wait(self) -> int:
+        """Wait for its end; gives its exit code."""
+        if self._code is None:
+            self._code = int(self._ending.readline() or -9)
+        return self._code
+
+
+@dataclass(kw_only=True)
+class Launcher:
+    """A process that has imported Alembic; ``with`` ends it."""
+
+    _process: subprocess.Popen[bytes] = field(init=False)
+    _orders: socket.socket = field(init=False)
+
+    def __enter__(self) -> Launcher:
+        self._orders, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", alembic_process.__file__],
+                # Nothing is written in the user's project, and what is said is seen at once.
+                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"},
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._orders.close()
+        self._process.wait()
+
+    def start(self, words: Sequence[str], directory: Path, environment: Mapping[str, str]) -> Fork:
+        """Run :func:`datamig_nb.alembic_process.main` with these words, in a fork."""
+        given = {"words": [*words], "directory": str(directory), "environment": {**environment}}
+        order = json.dumps(given).encode()
+        (output, theirs), (ending, also_theirs) = os.pipe(), os.pipe()
+        try:
+            socket.send_fds(self._orders, [len(order).to_bytes(4)], [theirs, also_theirs])
+            self._orders.sendall(order)
+        except OSError:
+            pass  # it is gone: nothing will say the process id
+        finally:
+            os.close(theirs)
+            os.close(also_theirs)
+        return Fork(output, ending)
