@@ -90,15 +90,20 @@ def _elsewhere(driver: str) -> CommandError:
     )
 
 
+_DRIVERS = {"psycopg", "psycopg2", "asyncpg"}
+
+
 class _Guards:
     """Sees to it, as drivers are imported, that none gives a session with another database."""
 
     def __init__(self, identity: str) -> None:
         self._identity = identity
+        for name in _DRIVERS & sys.modules.keys():
+            self._guard(sys.modules[name])
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """What the others find; a driver's module is guarded once it is there."""
-        if name not in ("psycopg", "psycopg2", "asyncpg"):
+        if name not in _DRIVERS:
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
         spec = next(filter(None, (other.find_spec(name, path, target) for other in others)), None)
