@@ -226,7 +226,9 @@ LOOP
                 upper := ending;
                 EXECUTE format('SELECT count(*) FROM %s WHERE %s', relation, span) INTO n;
             END IF;
-            span := format('%s AND (%s) <= (%s)', span, key, upper);
+            -- In the place of the end: of two bounds of rows, an index scan stops at the first only.
+            span := replace(span, format('(%s) <= (%s)', key, ending),
+                            format('(%s) <= (%s)', key, upper));
             -- only with composite
             -- Of rows compared with rows PostgreSQL expects too many, and would read all the table.
             IF key <> 'ctid' THEN
