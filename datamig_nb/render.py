@@ -83,8 +83,8 @@ def render(
     the next is rendered, which then follows it; where the database has it does not matter, for a
     rehearsal in a project brings its copy there.  Without a project the earlier ones must have run.
     A later phase refuses to begin while the one before is not done, jobs of workers included, or
-    while rows do not meet what it checked.  The downgrade of migrate keeps and gives back what the
-    new columns held.
+    while rows do not meet what it checked.  The upgrade of migrate keeps what the new columns held,
+    for its downgrade to give back; that of a :func:`transform` is not kept, and has no way back.
 
     Parameters
     ----------
