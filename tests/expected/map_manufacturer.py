@@ -580,7 +580,7 @@ LOOP
                 upper := ending;
                 EXECUTE format('SELECT count(*) FROM %s WHERE %s', relation, span) INTO n;
             END IF;
-            -- In the place of the end: of two bounds of rows, an index scan stops at the first only.
+            -- In the place of the end: of two bounds an index scan may stop at the first only.
             span := replace(span, format('(%s) <= (%s)', key, ending),
                             format('(%s) <= (%s)', key, upper));
 
