@@ -21,7 +21,6 @@ for a lock longer than LOCK_TIMEOUT or holds a strong one while it reads the tab
 Written by datamig_nb; needs Alembic and PostgreSQL 14 or newer, nothing else.
 """
 
-# flake8: noqa: E501
 
 from __future__ import annotations
 
