@@ -1,6 +1,6 @@
 """Map manufacturer of flights.planes to maker.
 
-Revision ID: d0587413bb21
+Revision ID: 8934f64f6cae
 Revises:
 Create Date: (when it was rendered)
 
@@ -21,7 +21,6 @@ for a lock longer than LOCK_TIMEOUT or holds a strong one while it reads the tab
 Written by datamig_nb; needs Alembic and PostgreSQL 14 or newer, nothing else.
 """
 
-
 from __future__ import annotations
 
 import logging
@@ -36,7 +35,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "d0587413bb21"
+revision = "8934f64f6cae"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -77,8 +76,8 @@ def downgrade() -> None:
     """Undo: map manufacturer of flights.planes to maker."""
     with own_commits():
         preflight("downgrade", MAKER_NOT_EDITED_SINCE_THE_UPGRADE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_d0587413bb21 ON flights.planes")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_d0587413bb21()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_8934f64f6cae ON flights.planes")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_8934f64f6cae()")
         step("ALTER TABLE IF EXISTS flights.planes DROP COLUMN IF EXISTS maker")
         forget()
 
@@ -107,7 +106,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_d0587413bb21() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_8934f64f6cae() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -126,9 +125,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_d0587413bb21
+CREATE OR REPLACE TRIGGER zz_datamig_8934f64f6cae
 BEFORE INSERT OR UPDATE OF manufacturer ON flights.planes
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_d0587413bb21()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_8934f64f6cae()
 """
 
 MAKER_LEFT = f"""

@@ -1,6 +1,6 @@
 """Map status of guide.user to state.
 
-Revision ID: d09d78c763b6
+Revision ID: c4b1b8424b15
 Revises:
 Create Date: (when it was rendered)
 
@@ -44,7 +44,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "d09d78c763b6"
+revision = "c4b1b8424b15"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -92,8 +92,8 @@ def downgrade() -> None:
     """Undo: map status of guide.user to state."""
     with own_commits():
         preflight("downgrade", STATE_NOT_EDITED_SINCE_THE_UPGRADE)
-        step('DROP TRIGGER IF EXISTS zz_datamig_d09d78c763b6 ON guide."user"')
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_d09d78c763b6()")
+        step('DROP TRIGGER IF EXISTS zz_datamig_c4b1b8424b15 ON guide."user"')
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_c4b1b8424b15()")
         step('ALTER TABLE IF EXISTS guide."user" DROP COLUMN IF EXISTS state')
         step("DROP TYPE IF EXISTS guide.user_state")
         forget()
@@ -162,7 +162,7 @@ $datamig$
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_d09d78c763b6() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_c4b1b8424b15() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -181,9 +181,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_d09d78c763b6
+CREATE OR REPLACE TRIGGER zz_datamig_c4b1b8424b15
 BEFORE INSERT OR UPDATE OF status ON guide."user"
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_d09d78c763b6()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_c4b1b8424b15()
 """
 
 STATE_LEFT = f"""

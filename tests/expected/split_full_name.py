@@ -1,6 +1,6 @@
 """Split full_name of players.player into first_name and last_name.
 
-Revision ID: 568624e45472
+Revision ID: 5c99bbdaf8da
 Revises:
 Create Date: (when it was rendered)
 
@@ -41,7 +41,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "568624e45472"
+revision = "5c99bbdaf8da"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -98,8 +98,8 @@ def downgrade() -> None:
     """Undo: split full_name of players.player into first_name and last_name."""
     with own_commits():
         preflight("downgrade", FIRST_NAME_AND_LAST_NAME_NOT_EDITED_SINCE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_568624e45472 ON players.player")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_568624e45472()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_5c99bbdaf8da ON players.player")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_5c99bbdaf8da()")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS last_name")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS first_name")
         forget()
@@ -158,7 +158,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_568624e45472() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_5c99bbdaf8da() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -178,9 +178,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_568624e45472
+CREATE OR REPLACE TRIGGER zz_datamig_5c99bbdaf8da
 BEFORE INSERT OR UPDATE OF full_name ON players.player
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_568624e45472()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_5c99bbdaf8da()
 """
 
 FIRST_NAME_LAST_NAME_LEFT = f"""
