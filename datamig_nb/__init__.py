@@ -72,7 +72,7 @@ from datamig_nb.validate import ValidationReport, validate
 from datamig_nb.vetted import verify
 from datamig_nb.watch import Runs, RunState, cancel, pause, resume, runs
 from datamig_nb.workers import work
-from datamig_nb.wrapping import background, contract, with_backup
+from datamig_nb.wrapping import background, with_backup
 
 __version__ = "0.1.0"
 
@@ -105,7 +105,6 @@ __all__ = [
     "clones",
     "conflicts",
     "connect",
-    "contract",
     "create_check_constraint",
     "create_enum",
     "create_foreign_key",

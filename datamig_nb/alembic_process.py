@@ -43,6 +43,9 @@ SELECT concat_ws(' ', oid, extract(epoch FROM pg_postmaster_start_time()))
 #: The word that brings the database to where the revision begins, and tells where that is.
 PREPARE = "prepare"
 
+# What the docstring of a revision says that was rendered.
+_OURS = "Written by datamig_nb"
+
 _POSTGRESQL = re.compile(r"postgres(?:ql)?(\+\w+)?://")
 
 
@@ -87,15 +90,20 @@ def _elsewhere(driver: str) -> CommandError:
     )
 
 
+_DRIVERS = {"psycopg", "psycopg2", "asyncpg"}
+
+
 class _Guards:
     """Sees to it, as drivers are imported, that none gives a session with another database."""
 
     def __init__(self, identity: str) -> None:
         self._identity = identity
+        for name in _DRIVERS & sys.modules.keys():
+            self._guard(sys.modules[name])
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """What the others find; a driver's module is guarded once it is there."""
-        if name not in ("psycopg", "psycopg2", "asyncpg"):
+        if name not in _DRIVERS:
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
         spec = next(filter(None, (other.find_spec(name, path, target) for other in others)), None)
@@ -180,7 +188,10 @@ def _configured(ini: str, words: Sequence[str], url: str) -> tuple[Config, Any]:
 
 
 def _prepare(ini: str, begin: str | None, revision: str, url: str) -> dict[str, Any]:
-    """Stamp a database that Alembic does not know; bring one that is behind to the beginning."""
+    """Stamp a database that Alembic does not know; bring one that is behind to the beginning.
+
+    Revisions of ours note that they ran: with no such note of Alembic's, those before it did not.
+    """
     seen: dict[str, Any] = {}
 
     def look(heads: tuple[str, ...], context: MigrationContext) -> list[Any]:
@@ -196,11 +207,14 @@ def _prepare(ini: str, begin: str | None, revision: str, url: str) -> dict[str, 
     seen["done"] = revision in {each.revision for each in passed}
     if seen["done"]:
         return seen
-    seen["stamped"] = begin is not None and not seen["heads"]
-    seen["upgraded"] = begin is not None and not seen["stamped"] and begin not in seen["heads"]
-    if seen["stamped"]:
-        command.stamp(_configured(ini, ["stamp", str(begin)], url)[0], str(begin))
-    elif seen["upgraded"]:
+    known: Any = None if seen["heads"] else begin
+    while known and _OURS in (script.get_revision(known).longdoc or ""):
+        known = script.get_revision(known).down_revision
+    seen["stamped"] = known
+    seen["upgraded"] = begin is not None and begin not in (*seen["heads"], known)
+    if known is not None:
+        command.stamp(_configured(ini, ["stamp", known], url)[0], known)
+    if seen["upgraded"]:
         command.upgrade(_configured(ini, ["upgrade", str(begin)], url)[0], str(begin))
     return seen
 

@@ -169,6 +169,8 @@ class Beginning:
     version_table: TableName
     #: What was done to get there, in words; empty where nothing was.
     said: str
+    #: Whether revisions before it ran to get there.
+    upgraded: bool
     #: The revision as ``alembic upgrade --sql`` writes it; empty where it cannot, for this reason.
     script: str
     unscripted: str
@@ -234,13 +236,15 @@ class Runner:
                 "give one where it has not run, or restore a copy from before",
             )
         schema, name = found["version_table"]
-        begin, heads = self.revision.down_revision, ", ".join(found["heads"])
-        said = f"stamped {begin}" if found["stamped"] else ""
+        begin, stamped = self.revision.down_revision, found["stamped"]
+        said = [f"stamped {stamped}"] if stamped else []
         if found["upgraded"]:
-            said = f"upgraded from {heads} to {begin}"
+            heads = ", ".join(found["heads"])
+            said.append(f"upgraded from {heads or stamped or 'base'} to {begin}")
         return Beginning(
             version_table=TableName(schema, name),
-            said=said,
+            said=", ".join(said),
+            upgraded=found["upgraded"],
             script=found["script"],
             unscripted=found["unscripted"],
         )

@@ -97,6 +97,16 @@ class Catalog:
                 text, f"{column!r} of {str(table)!r} does not take it: {reason}", "cast it yourself"
             )
 
+    def require_absent(self, added: Mapping[TableName, Collection[str]]) -> None:
+        """Refuse columns that are there already."""
+        for name, columns in added.items():
+            for column in columns:
+                if self.table(name).has(column):
+                    raise MigrationError(
+                        f"table {str(name)!r} has a column {column!r} already",
+                        "choose another name for the new one, or drop it if an earlier try left it",
+                    )
+
     def reads_made(self, *texts: str) -> bool:
         """Whether an expression names what the migration is yet to make."""
         made = {column for columns in self.added.values() for column in columns} | self.enums
@@ -160,8 +170,8 @@ def read_catalog(db: Database, migration: Migration) -> Catalog:
     ExpressionError
         If PostgreSQL does not accept an expression over the row.
     MigrationError
-        If a column to be added is there already, or an expression reads a column that its own
-        step sets, so that doing a row twice would change it twice.
+        If an expression reads a column that its own step sets, so that doing a row twice would
+        change it twice.
     """
     names = dict.fromkeys(name for step in migration.steps for name in _tables(step))
     with db.read_only(f"reading the catalog for {migration.name!r}") as connection:
@@ -173,7 +183,6 @@ def read_catalog(db: Database, migration: Migration) -> Catalog:
             enums=frozenset(s.name.name for s in migration.steps if isinstance(s, CreateEnum)),
         )
         catalog = replace(catalog, tables=_with_children(connection, catalog.tables, migration))
-        _require_absent(catalog)
         catalog = replace(
             catalog,
             volatile=_volatile(connection, migration),
@@ -404,16 +413,6 @@ def _found(connection: sa.Connection, step: Step, catalog: Catalog) -> Found:
         key=tables[0].key if tables else (),
         definition=None if row is None else tuple(row),
     )
-
-
-def _require_absent(catalog: Catalog) -> None:
-    for name, columns in catalog.added.items():
-        for column in columns:
-            if catalog.table(name).has(column):
-                raise MigrationError(
-                    f"table {str(name)!r} has a column {column!r} already",
-                    "choose another name for the new one, or drop it if an earlier try left it",
-                )
 
 
 def _require_transform(

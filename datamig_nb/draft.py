@@ -6,16 +6,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
+import sqlalchemy as sa
 from alembic.operations import ops
 
-from datamig_nb import dropped, kept, targets, walks
+from datamig_nb import dropped, kept, statements, targets, walks
 from datamig_nb.catalog import Catalog
 from datamig_nb.checks import Check, RowCheck
 from datamig_nb.compound import Swap
 from datamig_nb.errors import MissingKeyError
 from datamig_nb.functions import pasted, require_free_names
-from datamig_nb.migration import Migration, Step, step_table
+from datamig_nb.migration import Migration, Step, added_columns, step_table
 from datamig_nb.names import TableName
 from datamig_nb.source import (
     INLINED,
@@ -52,8 +54,10 @@ _SHORT = re.compile(r"[\w.]{1,63}|'[^'\\\s]{0,20}'")
 class Draft:
     """The revision as it grows: lines of both functions, and the constants they use."""
 
+    #: What this revision does, and the migration that it is a part of, or all of.
     migration: Migration
     catalog: Catalog
+    whole: Migration
     #: Source of each constant, in the order of first use.
     constants: list[str] = field(default_factory=list[str])
     #: Name of the constant of each expression, by its text.
@@ -207,9 +211,14 @@ class Draft:
 
     # ------------------------------------------------ names and places
 
+    @property
+    def added(self) -> dict[TableName, dict[str, sa.Column[Any]]]:
+        """The columns that this revision adds, and its downgrade drops."""
+        return added_columns(self.migration)
+
     def number(self, step: Step) -> int:
-        """The step's place in the migration, from 1."""
-        return next(n for n, other in enumerate(self.migration.steps, 1) if other is step)
+        """The step's place in the whole migration, from 1."""
+        return next(n for n, other in enumerate(self.whole.steps, 1) if other is step)
 
     def walk_name(self, step: walks.WalkedStep) -> str:
         """Name of a walk in datamig.run, where each needs a row of its own."""
@@ -219,9 +228,7 @@ class Draft:
             return f"delete from {step.table} ({self.number(step)})"
         if step.walk.job is not None:
             return f"job: {step.walk.job}"
-        same = [
-            other for other in self.migration.backfills if set(other.assign) == set(step.assign)
-        ]
+        same = [other for other in self.whole.backfills if set(other.assign) == set(step.assign)]
         name = f"fill {', '.join(step.assign)}"
         if len(same) == 1:
             return name
@@ -230,8 +237,29 @@ class Draft:
 
     def trigger(self, step: KeepInStep) -> str:
         """Name of a trigger; triggers fire by name, and ours should see what others wrote."""
-        place = [s for s in self.migration.steps if isinstance(s, KeepInStep)].index(step)
+        if self.migration is not self.whole:  # the revision that drops it may be another one
+            return f"zz_datamig_{step.digest}"
+        place = [s for s in self.whole.steps if isinstance(s, KeepInStep)].index(step)
         return f"zz_datamig_{ID}" + (f"_{place + 1}" if place else "")
+
+    def triggers(self, step: KeepInStep) -> tuple[str, str]:
+        """The statements that make a trigger: its function, and itself."""
+        name, known = self.trigger(step), self.catalog.table(step.table).columns
+        columns = [column.name for column in known]
+        text = "\n".join(step.assign.values())
+        read = statements.columns_read(text, columns, self.catalog.row(step.table))
+        types = {c: self.catalog.column_type(step.table, c).name for c in step.assign}
+        function = statements.trigger_function(step, self.references(step), name, types)
+        return function, statements.trigger(step, name, read)
+
+    def kept_until(self, swap: Swap) -> list[KeepInStep]:
+        """What keeps the columns in step that come in, until then."""
+        comes = {(each.table, each.new) for each in swap.columns}
+        return [
+            step
+            for step in self.whole.steps
+            if isinstance(step, KeepInStep) and comes & {(step.table, c) for c in step.assign}
+        ]
 
     def key_of(self, table: TableName) -> tuple[str, ...]:
         """The columns of the table's key; () where it has none."""
@@ -240,10 +268,10 @@ class Draft:
     def columns_at(self, step: Step, table: TableName) -> list[str]:
         """The columns that the table has when the step is taken, but computed ones."""
         names = [c.name for c in self.catalog.table(table).columns if not c.computed]
-        for other in self.migration.steps[: self.number(step) - 1]:
+        for other in self.whole.steps[: self.number(step) - 1]:
             match other:
                 case ops.AddColumnOp(column=column) if step_table(other) == table:
-                    names.append(column.name)
+                    names += [] if column.name in names else [column.name]  # an earlier phase
                 case ops.DropColumnOp(column_name=name) if step_table(other) == table:
                     names.remove(name)
                 case ops.AlterColumnOp(column_name=name, modify_name=str(new)) if (
@@ -264,11 +292,13 @@ class Draft:
 
     def keeper(self, step: Step) -> BackUp | None:
         """The step that says to keep what this one drops; None where nothing is kept."""
-        return dropped.kept_by(step, self.migration.steps)
+        return dropped.kept_by(step, self.whole.steps)
 
     def saved(self, step: Backfill) -> kept.Kept | None:
         """The table for what the backfill replaces; None where nothing is kept."""
-        columns = walks.kept_columns(step, self.migration)
+        added, own = self.catalog.added.get(step.table, {}), self.added.get(step.table, {})
+        earlier = [column for column in step.assign if column in added and column not in own]
+        columns = dict.fromkeys((*walks.kept_columns(step, self.whole), *earlier))
         if not columns:
             return None
         if not self.catalog.table(step.table).key:
@@ -308,7 +338,7 @@ class Draft:
         keeps = any(self.saved(step) for step in self.migration.backfills)
         if keeps and self.catalog.major >= kept.RETURNS_OLD:
             return kept.RETURNS_OLD
-        texts = (text for step in self.migration.backfills for text in step.texts)
+        texts = (text for step in self.whole.backfills for text in step.texts)
         return _ASKS_TYPES if any("pg_input_is_valid" in t for t in texts) else OLDEST_SERVER
 
 

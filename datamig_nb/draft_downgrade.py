@@ -24,12 +24,12 @@ def irreversible(draft: Draft) -> str | None:
     for step in draft.migration.steps:
         if isinstance(step, Backfill):
             added = draft.catalog.added.get(step.table, {})
-            kept = walks.kept_columns(step, draft.migration)
+            kept = walks.kept_columns(step, draft.whole)
             lost = [c for c in step.assign if c not in added and c not in kept]
             if lost:
                 return f"{', '.join(lost)} of {step.table} held values that were not kept"
         if isinstance(step, Transform):
-            added = draft.catalog.added.get(step.table, {})
+            added = draft.added.get(step.table, {})
             if lost := [column for column in step.columns if column not in added]:
                 return f"{', '.join(lost)} of {step.table} held values that were not kept"
         if isinstance(step, DeleteRows) and not step.keep:
@@ -69,8 +69,8 @@ def way_back(draft: Draft) -> str:
             f"lets the old {', '.join(map(str, changes))} come in again, unless a value was"
             " written since that none is known for (then it stops and names the rows)"
         )
-    for table, added in draft.catalog.added.items():
-        names = walks.columns_held(table, draft.migration, draft.catalog)
+    for table, added in draft.added.items():
+        names = _held(draft, table)
         held += [f"{', '.join(names)} of {table}"] if names else []
         others = [c for c in added if c not in names and (table, c) not in swapped]
         loose += [f"{', '.join(others)} of {table}"] if others else []
@@ -81,7 +81,8 @@ def way_back(draft: Draft) -> str:
         )
     if loose:
         parts.append(f"drops {' and '.join(loose)}, whatever was written there since")
-    if any(isinstance(step, BackUp | DeleteRows | InsertRows) for step in draft.migration.steps):
+    keeps = any(draft.saved(step) for step in draft.migration.backfills)
+    if keeps or any(isinstance(s, BackUp | DeleteRows | InsertRows) for s in draft.migration.steps):
         parts.append(
             "puts back what was kept, where it was not edited since; datamig.conflict lists"
             " the rest"
@@ -96,7 +97,7 @@ def downgrade(draft: Draft) -> str:
         return function_text("downgrade", "Refuse", [f"raise RuntimeError({python_text(message)})"])
     checks = [
         check
-        for table in dict.fromkeys(step.table for step in draft.migration.backfills)
+        for table in dict.fromkeys(step.table for step in draft.whole.backfills)
         for check in _unedited(draft, table)
     ]
     for step in draft.migration.transforms:
@@ -114,13 +115,19 @@ def downgrade(draft: Draft) -> str:
 
 def _unedited(draft: Draft, table: TableName) -> list[str]:
     """The check that columns which will be dropped hold nothing that would be lost."""
-    columns = walks.columns_held(table, draft.migration, draft.catalog)
+    columns = _held(draft, table)
     if not columns:
         return []
     filled = {column: _filled(draft, table, column) for column in columns}
     differs = _differs(draft, table, filled)
     query = statements.edited_rows(table, filled, differs, draft.catalog.table(table).key)
     return [draft.check(f"{' and '.join(filled)} not edited since the upgrade", query)]
+
+
+def _held(draft: Draft, table: TableName) -> list[str]:
+    """Columns that this revision drops, and that can be held against what the steps give them."""
+    held = walks.columns_held(table, draft.whole, draft.catalog)
+    return [column for column in held if column in draft.added.get(table, {})]
 
 
 def _differs(draft: Draft, table: TableName, filled: Mapping[str, str]) -> str:
@@ -135,7 +142,7 @@ def _filled(draft: Draft, table: TableName, column: str) -> str:
     """What the upgrade gave a column, as an expression over the row."""
     steps = [
         step
-        for step in reversed(draft.migration.steps)
+        for step in reversed(draft.whole.steps)
         if isinstance(step, Backfill | KeepInStep)
         if step.table == table and column in step.assign
     ]
@@ -214,7 +221,10 @@ def _swap_back(draft: Draft, step: Swap) -> list[str]:
     for column in step.columns:
         if column.back is None:
             lines.append(f"require({draft.check(*_written_since(draft, column))})")
-    swap = swaps.exchange(step, "back", triggers)
+    # What a revision before this one made goes on keeping the column in step that leaves.
+    goes_on = [each for each in draft.kept_until(step) if each not in draft.migration.steps]
+    again = [text for each in goes_on for text in draft.triggers(each)]
+    swap = swaps.exchange(step, "back", triggers, again)
     return [*lines, draft.statement(swap, once=True)]
 
 

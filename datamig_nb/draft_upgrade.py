@@ -36,6 +36,7 @@ _TEXTS = {"text", "varchar", "character varying"}
 def upgrade(draft: Draft) -> str:
     """The function ``upgrade``."""
     draft.catalog.require_fitting()
+    draft.catalog.require_absent(draft.added)
     draft.take_names()
     lines = _preflight(draft)
     for step in draft.migration.steps:
@@ -52,16 +53,13 @@ def _preflight(draft: Draft) -> list[str]:
     steps = draft.migration.steps
     conditions = [
         condition
-        for number, step in enumerate(steps)
-        for condition in preflight.preflight(step, steps[:number])
+        for step in steps
+        for condition in preflight.preflight(step, draft.whole.steps[: draft.number(step) - 1])
     ]
     checks: list[tuple[str, str]] = [*preflight.nothing_yet(conditions)]
     asked = [check for check in draft.migration.checks if check.before]
-    asked += walks.early_checks(draft.migration, draft.catalog)
-    asked += (
-        *draft.catalog.readable,
-        *targets.session_checks(draft.migration, draft.catalog.tables, draft.catalog.major),
-    )
+    asked += walks.early_checks(draft.migration, draft.catalog, draft.whole)
+    asked += targets.session_checks(draft.migration, draft.catalog.tables, draft.catalog.major)
     if draft.minimum_server > OLDEST_SERVER:
         asked.append(_server_is_new_enough(draft.minimum_server))
     checks += [draft.failing(check) for check in asked]
@@ -70,6 +68,8 @@ def _preflight(draft: Draft) -> list[str]:
     for figure in (step for step in steps if isinstance(step, Unchanged)):
         value = draft.constant(figure.name, figure.value)
         lines.append(f"remember({python_text(figure.name)}, {value})")
+    if draft.migration is not draft.whole:  # for the gate of the next phase
+        lines.append(f"remember({python_text(draft.migration.name)}, {python_text('now()')})")
     return lines
 
 
@@ -82,7 +82,7 @@ def _late_checks(
     begun = f"SELECT FROM datamig.run WHERE (revision, step) = ('{ID}', {literal(walk)})"
     return [
         f"require({draft.check(*draft.failing(check))}, unless={python_text(begun)})"
-        for check in walks.asked(step, draft.migration, draft.catalog)
+        for check in walks.asked(step, draft.whole, draft.catalog)
     ]
 
 
@@ -95,7 +95,8 @@ def _upgrade_step(draft: Draft, step: Step) -> list[str]:
         case DeleteRows():
             return _delete(draft, step)
         case KeepInStep():
-            return _keep_in_step(draft, step)
+            wishes = zip(("trigger function", "trigger"), draft.triggers(step), strict=True)
+            return [f"step({draft.constant(wish, text)})" for wish, text in wishes]
         case Transform():
             return _transform(draft, step)
         case Swap():
@@ -135,26 +136,21 @@ def _set_not_null(
 
 
 def _swap(draft: Draft, step: Swap) -> list[str]:
-    comes = {(each.table, each.new) for each in step.columns}
-    triggers = [
-        (quote(draft.trigger(other)), other.table)
-        for other in draft.migration.steps
-        if isinstance(other, KeepInStep)
-        if comes & {(other.table, column) for column in other.assign}
-    ]
+    triggers = [(quote(draft.trigger(each)), each.table) for each in draft.kept_until(step)]
     made = swaps.prepare(step, "there", draft.key_of)
     swap = swaps.exchange(step, "there", triggers)
     return [draft.statement(each, once=not each.repeatable) for each in (*made, swap)]
 
 
 def _earlier(draft: Draft, step: Step) -> tuple[Step, ...]:
-    return draft.migration.steps[: draft.number(step) - 1]
+    steps = draft.migration.steps
+    return steps[: next(n for n, other in enumerate(steps) if other is step)]
 
 
 def _backfill(draft: Draft, step: Backfill) -> list[str]:
     expressions = draft.references(step)
-    plan = walks.plan(step, expressions, draft.migration, draft.catalog)
-    name = draft.walk_name(step)
+    saved, name = draft.saved(step), draft.walk_name(step)
+    plan = walks.plan(step, expressions, draft.whole, draft.catalog, keeps=saved is not None)
     lines = _late_checks(draft, step, _earlier(draft, step), name)
     more, bounded = walks.options(step.walk, _hold(draft, step)), step
     if step.using is not None:
@@ -162,7 +158,7 @@ def _backfill(draft: Draft, step: Backfill) -> list[str]:
         if partner := walks.partner(step, draft.catalog.table(step.table).key):
             more["partner"] = python_text(partner)
             bounded = replace(step, on=f"{PARTNER_MARK} AND ({step.on})")
-    if saved := draft.saved(step):
+    if saved is not None:
         lines.append(f"step({draft.constant('keep values', kept.keep_values(saved))})")
         returning = draft.minimum_server >= kept.RETURNS_OLD
         keeping = kept.update_batch_returning if returning else kept.update_batch_keeping
@@ -175,7 +171,7 @@ def _backfill(draft: Draft, step: Backfill) -> list[str]:
             aside = statements.set_aside(step, key, ID, name)
         left = statements.remaining(step, plan.look_back, _not_begun(draft, step), aside)
         more["remaining"] = draft.constant(f"{' '.join(step.assign)} left", left)
-    if plan.woven is not None and not saved:
+    if plan.woven is not None:
         more["woven"] = python_text(plan.woven)
         if step.walk.connections > 1 and step.walk.job is None:
             more["connections"] = str(step.walk.connections)
@@ -184,7 +180,7 @@ def _backfill(draft: Draft, step: Backfill) -> list[str]:
 
 
 def _not_begun(draft: Draft, step: Backfill | DeleteRows) -> str | None:
-    later = walks.later_walks(step, draft.migration)
+    later = walks.later_walks(step, draft.whole)
     return statements.not_begun(ID, [draft.walk_name(other) for other in later])
 
 
@@ -301,20 +297,6 @@ def _indexes_for(
         builds += [draft.statement(each, once=False) for each in build]
         drops.append(draft.statement(stages.drop_index(index), once=False))
     return builds, drops
-
-
-def _keep_in_step(draft: Draft, step: KeepInStep) -> list[str]:
-    name, known = draft.trigger(step), draft.catalog.table(step.table).columns
-    read = statements.columns_read(
-        "\n".join(step.assign.values()),
-        [column.name for column in known],
-        draft.catalog.row(step.table),
-    )
-    types = {c: draft.catalog.column_type(step.table, c).name for c in step.assign}
-    text = statements.trigger_function(step, draft.references(step), name, types)
-    function = draft.constant("trigger function", text)
-    trigger = draft.constant("trigger", statements.trigger(step, name, read))
-    return [f"step({function})", f"step({trigger})"]
 
 
 def _server_is_new_enough(major: int) -> QueryCheck:

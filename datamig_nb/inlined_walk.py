@@ -67,6 +67,10 @@ def literals(*key: str) -> str:
     return " || ', ' || ".join(f"quote_literal(to_json({part}) #>> '{{}}')" for part in key)
 
 
+# The first of several literals.
+FIRST = r"^E?'(?:[^']|'')*'"
+
+
 def walk(
     name: str, part: int, until: str, table: str, key: tuple[str, ...], work: str, **more: Any
 ) -> str:
@@ -222,7 +226,18 @@ LOOP
                 upper := ending;
                 EXECUTE format('SELECT count(*) FROM %s WHERE %s', relation, span) INTO n;
             END IF;
-            span := format('%s AND (%s) <= (%s)', span, key, upper);
+            -- In the place of the end: of two bounds an index scan may stop at the first only.
+            span := replace(span, format('(%s) <= (%s)', key, ending),
+                            format('(%s) <= (%s)', key, upper));
+            -- only with composite
+            -- Of rows compared with rows PostgreSQL expects too many, and would read all the table.
+            IF key <> 'ctid' THEN
+                span := concat_ws(
+                    ' AND ', span,
+                    {quoted(key[0])} || ' >= ' || substring(run.cursor FROM {quoted(FIRST)}),
+                    {quoted(key[0])} || ' <= ' || substring(upper FROM {quoted(FIRST)}));
+            END IF;
+            -- end
 
             -- only with role
             PERFORM set_config('session_replication_role', role, true)

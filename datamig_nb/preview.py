@@ -166,6 +166,7 @@ def preview(
     shown = expanded(db, migration)
     migration = foreseeable(shown)
     catalog = read_catalog(db, migration)
+    catalog.require_absent(catalog.added)
     try:
         with db.read_only("previewing", timeout_seconds=timeout_seconds) as connection:
             hazards = preview_hazards.failing_before(connection, migration, catalog)

@@ -48,7 +48,7 @@ def failing_before(
     """The checks that the revision makes before its first write."""
     found: list[Hazard] = []
     asked = [check for check in migration.checks if check.before]
-    for check in (*asked, *walks.early_checks(migration, catalog)):
+    for check in (*asked, *walks.early_checks(migration, catalog, migration)):
         failing = catalog.failing(check)
         rows = run(connection, preview_sql.count_and_keys(failing, KEYS_SHOWN)).all()
         if rows:

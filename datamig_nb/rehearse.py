@@ -246,6 +246,8 @@ class _Work:
 
 def _carry_out(work: _Work, faults: tuple[str, ...]) -> None:
     beginning = work.runner.prepare()
+    if beginning.upgraded:
+        work_off(work.copy)  # what revisions before this one left to workers
     if beginning.said:
         made = work.stages[0]
         work.stages[0] = replace(made, detail=f"{made.detail}; {beginning.said}")

@@ -22,6 +22,7 @@ from datamig_nb.draft_upgrade import upgrade
 from datamig_nb.errors import AlembicProjectError
 from datamig_nb.expanded import expanded
 from datamig_nb.migration import Migration, describe
+from datamig_nb.phases import Phase, part_of
 from datamig_nb.project import Project
 from datamig_nb.source import WIDTH, machinery
 from datamig_nb.vetted import digest
@@ -69,11 +70,21 @@ def render(
     *,
     alembic: str | Path | None = None,
     head: str | None = None,
+    phase: Phase | None = None,
 ) -> Revision:
     """Render a migration as an Alembic revision.
 
     The catalog is read for keys, column types and names; no row is.  The same migration on the
     same head gives the same id.
+
+    In phases it becomes three revisions, deployed days apart: ``"expand"`` adds what the
+    application does not notice (columns, tables, types, triggers), ``"migrate"`` does all that
+    changes rows, ``"contract"`` drops, swaps and constrains.  Each is rehearsed and exported before
+    the next is rendered, which then follows it; where the database has it does not matter, for a
+    rehearsal in a project brings its copy there.  Without a project the earlier ones must have run.
+    A later phase refuses to begin while the one before is not done, jobs of workers included, or
+    while rows do not meet what it checked.  The upgrade of migrate keeps what the new columns held,
+    for its downgrade to give back; that of a :func:`transform` is not kept, and has no way back.
 
     Parameters
     ----------
@@ -81,22 +92,29 @@ def render(
         Path of the project's ``alembic.ini``: the revision then follows its head, has its time
         zone, and went through its post-write hooks.
     head
-        Which head to follow, where the project has several.
+        Which head to follow, where the project has several; without a project any revision.
+    phase
+        ``"expand"``, ``"migrate"`` or ``"contract"``; None for all in one, up to a job that
+        :func:`background` leaves to workers.  ``sql()`` stays in the phase where it stands.
 
     Raises
     ------
     MigrationError
-        If a step cannot be carried out as described, for example because a column is missing.
+        If a step cannot be carried out as described, for example because a column is missing; or
+        if the migration has nothing to do in the phase, or cannot be split.
     MissingKeyError
         If a table to be walked in batches has no key.
     AlembicProjectError
         If the project cannot be read, has several heads, or holds this very revision.
     """
     steps = expanded(db, migration)
-    catalog = read_catalog(db, steps)
+    draft = Draft(steps, read_catalog(db, steps), steps)
+    leaves_job = any(step.walk.job is not None for step in steps.backfills)
+    if phase is not None or leaves_job:
+        draft = Draft(*part_of(steps, draft.catalog, (phase,) if phase else ("expand", "migrate")))
+        migration = draft.migration
     project = None if alembic is None else Project(Path(alembic))
-    down_revision = None if project is None else project.head(head)
-    draft = Draft(steps, catalog)
+    down_revision = head if project is None else project.head(head)
     text = _document(draft, down_revision)
     id = hashlib.sha256(text.encode()).hexdigest()[:12]
     date = datetime.datetime.now(datetime.UTC) if project is None else project.create_date()

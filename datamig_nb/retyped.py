@@ -49,7 +49,12 @@ def retype(
     changes = [change_of(connection, step, major, new) for step in steps]
     # What a step before makes of the row can be asked about only behind it.
     new |= {column for step in earlier if isinstance(step, Backfill) for column in step.assign}
-    hanging = all_hanging(connection, changes, gone)
+    assigned = {
+        table: {c.new: c.value for c in changes if c.step.table == table}
+        for table in dict.fromkeys(change.step.table for change in changes)
+    }
+    keeps = {table: keep_in_step(table, assign) for table, assign in assigned.items()}
+    hanging = all_hanging(connection, changes, gone, keeps)
     found: list[Step] = []
     for change in changes:
         column = sa.Column(change.new, Written(change.type))
@@ -61,10 +66,8 @@ def retype(
             failing = f"{change.has}\n   AND ({change.value}) IS NULL"
             found.append(RowCheck(name=name, table=table, failing=failing, before=True))
             found += _collisions(change, hanging)
-    for table in dict.fromkeys(change.step.table for change in changes):
-        assign = {c.new: c.value for c in changes if c.step.table == table}
-        found.append(keep_in_step(table, assign))
-        found.append(backfill(table, assign))
+    for table, assign in assigned.items():
+        found += [keeps[table], backfill(table, assign)]
     columns = [exchanged(connection, change, changes) for change in changes]
     for change, column in zip(changes, columns, strict=True):
         table = change.step.table

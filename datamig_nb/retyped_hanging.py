@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import psycopg
@@ -15,6 +15,7 @@ from datamig_nb.errors import MigrationError
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.retyped_value import WHOLE, Change, cut
 from datamig_nb.sequence import Thing
+from datamig_nb.steps import KeepInStep
 from datamig_nb.swaps import renamed
 
 _HANGING = """
@@ -61,6 +62,9 @@ SELECT DISTINCT pg_describe_object(
   FROM pg_depend LEFT JOIN pg_rewrite ON classid = 'pg_rewrite'::regclass AND pg_rewrite.oid = objid
  WHERE refclassid = 'pg_class'::regclass AND refobjid = to_regclass(:table)
    AND refobjsubid = :number AND classid <> 'pg_constraint'::regclass
+   AND NOT EXISTS (SELECT FROM pg_trigger
+                    WHERE classid = 'pg_trigger'::regclass AND pg_trigger.oid = objid
+                      AND tgname = :trigger)  -- an earlier phase of the same migration made it
    AND NOT (classid = 'pg_attrdef'::regclass
             AND EXISTS (SELECT FROM pg_attrdef AS d WHERE d.oid = objid AND adnum = refobjsubid))
    AND NOT (classid = 'pg_class'::regclass
@@ -70,12 +74,19 @@ SELECT DISTINCT pg_describe_object(
 
 
 def all_hanging(
-    connection: sa.Connection, changes: Sequence[Change], gone: set[Thing]
+    connection: sa.Connection,
+    changes: Sequence[Change],
+    gone: set[Thing],
+    keeps: Mapping[TableName, KeepInStep],
 ) -> list[Hanging]:
-    """The keys, indexes and constraints of the columns, but those that earlier steps drop."""
+    """The keys, indexes and constraints of the columns, but those that earlier steps drop.
+
+    ``keeps`` are the steps that keep the new columns in step.
+    """
     found: dict[tuple[TableName, str], Hanging] = {}
     for change in changes:
         values = {"table": change.step.table.sql, "number": change.number}
+        values["trigger"] = f"zz_datamig_{keeps[change.step.table].digest}"
         others = connection.execute(sa.text(_IN_THE_WAY), values).scalars().all()
         if others:
             raise MigrationError(

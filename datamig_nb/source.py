@@ -211,10 +211,15 @@ _ONLY_WITH = re.compile(
 
 
 def _arguments(story: str) -> frozenset[str]:
-    """The names of arguments that calls of the story give; "ctid" where a table has no key."""
-    calls = (node for node in ast.walk(ast.parse(story)) if isinstance(node, ast.Call))
+    """The names of arguments that calls of the story give.
+
+    And "ctid" where a table has no key, "composite" where one has several columns.
+    """
+    calls = [node for node in ast.walk(ast.parse(story)) if isinstance(node, ast.Call)]
     names = {keyword.arg for call in calls for keyword in call.keywords if keyword.arg}
-    return frozenset(names | ({"ctid"} if '("ctid",)' in story else set()))
+    names |= {"ctid"} if '("ctid",)' in story else set()
+    keys = (arg for call in calls for arg in call.args if isinstance(arg, ast.Tuple))
+    return frozenset(names | ({"composite"} if any(len(key.elts) > 1 for key in keys) else set()))
 
 
 def only_with(arguments: frozenset[str], text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -145,6 +146,11 @@ class KeepInStep:
 
     def __str__(self) -> str:
         return f"keep {listed(self.assign)} of {self.table} in step with a trigger"
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits for the columns: a trigger's name in every phase."""
+        return hashlib.sha256(str(self).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -360,7 +360,8 @@ SELECT nspname AS schema,
            AND (part.oid = pg_class.oid
                 OR part.oid IN (SELECT relid FROM pg_partition_tree(pg_class.oid)))) AS size
  WHERE relkind IN ('r', 'p') AND NOT relispartition AND relpersistence <> 't'
-   AND nspname NOT IN ('pg_catalog', 'information_schema', 'datamig')
+   AND nspname NOT IN ('pg_catalog', 'information_schema')
+   AND (nspname <> 'datamig' OR relname = 'run')  -- what a later phase asks for
    AND nspname NOT LIKE 'pg_temp%' AND nspname NOT LIKE 'pg_toast%'
    AND NOT EXISTS (SELECT FROM pg_depend
                     WHERE classid = 'pg_class'::regclass AND objid = pg_class.oid

@@ -103,10 +103,16 @@ def _names(swap: Swap, table: TableName, way: Way) -> dict[str, str]:
 # ---------------------------------------------------------------- the exchange
 
 
-def exchange(swap: Swap, way: Way, triggers: Collection[tuple[str, TableName]]) -> Statement:
+def exchange(
+    swap: Swap,
+    way: Way,
+    triggers: Collection[tuple[str, TableName]],
+    again: Collection[str] = (),
+) -> Statement:
     """The one short transaction: all is made already, so that nothing in it reads a table.
 
-    ``triggers`` kept the columns that come in in step; they go, with their functions.
+    ``triggers`` kept the columns that come in in step; they go, with their functions.  ``again``
+    are statements that make others for the columns that leave.
     """
     lines = [
         f"LOCK TABLE {', '.join(table.sql for table in swap.tables)} IN ACCESS EXCLUSIVE MODE",
@@ -126,6 +132,7 @@ def exchange(swap: Swap, way: Way, triggers: Collection[tuple[str, TableName]]) 
         lines += _change_places(column, way, number)
     for each in swap.hanging:
         lines += [_take_place(each), *each.notes]
+    lines += [text.replace("$datamig$", "$trigger$") for text in again]
     declared = "".join(
         f"    last_{n} bigint;\n    called_{n} boolean;\n"
         for n, column in enumerate(swap.columns, 1)

@@ -9,7 +9,7 @@ from typing import Literal, cast
 from alembic.operations import ops
 
 from datamig_nb.alembic_runs import AlembicRun
-from datamig_nb.compound import ChangeType, MergeRows
+from datamig_nb.compound import ChangeType, MergeRows, Swap
 from datamig_nb.migration import Migration, step_table
 from datamig_nb.names import TableName
 from datamig_nb.steps import Backfill, DeleteRows, InsertRows, KeepInStep, Sql
@@ -81,6 +81,9 @@ def may_change(migration: Migration) -> dict[TableName, set[str] | None] | None:
                 )
             case ChangeType():
                 columns(step.table, [step.column])
+            case Swap():
+                for each in step.columns:
+                    columns(each.table, [each.column, each.new])
             case ops.DropColumnOp():
                 columns(step_table(step), [step.column_name])
             case ops.AlterColumnOp():

@@ -103,16 +103,16 @@ def is_late(step: Step, earlier: Iterable[Step], catalog: Catalog) -> bool:
     return catalog.reads_made(*step.texts) or targets.depends(step, earlier, catalog.tables)
 
 
-def early_checks(migration: Migration, catalog: Catalog) -> list[Check]:
-    """What is asked before the first write."""
-    found: list[Check] = [*catalog.readable]
+def early_checks(migration: Migration, catalog: Catalog, whole: Migration) -> list[Check]:
+    """What is asked before the first write of a migration, which may be a part of another."""
+    found: list[Check] = [*catalog.readable] if migration.transforms else []
     for number, step in enumerate(migration.steps):
         is_delete = isinstance(step, DeleteRows)
         parts = targets.deletions(step, catalog.tables) if is_delete else (step,)
         for place, part in enumerate(parts):
             earlier = (*migration.steps[:number], *parts[:place])
             if not is_late(part, earlier, catalog):
-                found += asked(part, migration, catalog)
+                found += asked(part, whole, catalog)
     return found
 
 
@@ -143,9 +143,16 @@ def columns_held(table: TableName, migration: Migration, catalog: Catalog) -> li
 
 
 def plan(
-    step: Backfill, expressions: Mapping[str, str], migration: Migration, catalog: Catalog
+    step: Backfill,
+    expressions: Mapping[str, str],
+    migration: Migration,
+    catalog: Catalog,
+    *,
+    keeps: bool = False,
 ) -> BackfillPlan:
     """Choose marks and way of a backfill; ``expressions`` are those that its statement has.
+
+    One that keeps what it replaces is not woven.
 
     A row counts as done when it holds what the expressions give.  Where they give another value
     each time, it is done when it holds anything, provided that the columns are new.  Where they
@@ -168,7 +175,7 @@ def plan(
     computed = [{*t.columns} for t in migration.transforms if t.table == step.table]
     if any(columns & set(step.assign) for columns in computed):
         look_back = None  # what a later step made of the row would be taken for not done
-    woven = _passes_by(step, catalog) if look_back is not None else None
+    woven = None if keeps or look_back is None else _passes_by(step, catalog)
     if woven is not None and fresh and guard == differs:
         # To ask computes the value once, to write it once more.
         guard = f"({SURE_MARK} AND {statements.all_null(columns)}\n OR {differs})"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from datamig_nb.checks import QueryCheck, RowCheck, Unchanged, check
+from datamig_nb.checks import Unchanged
+from datamig_nb.compound import ChangeType, MergeRows
 from datamig_nb.errors import MigrationError
 from datamig_nb.migration import Migration, Step, added_columns
-from datamig_nb.names import literal
 from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, Sql
 from datamig_nb.transforms import Transform
 
@@ -62,13 +62,15 @@ def _not_kept(number: int, what: str, advice: str) -> MigrationError:
 
 
 def background(migration: Migration) -> Migration:
-    """The migration up to its backfill, which is left to workers: the revision ends at once.
+    """The migration, its backfill left to workers: the revision that has it ends at once.
 
-    The revision notes the job in ``datamig.run`` and leaves a procedure that does its batches.
+    That revision notes the job in ``datamig.run`` and leaves a procedure that does its batches.
     ``datamig-nb work``, or :func:`datamig_nb.work`, on any machine claims the job and works it
     off; killed at any point, the next worker goes on.  ``datamig.migration_jobs`` shows it, as
-    :func:`datamig_nb.runs` does; :func:`datamig_nb.pause` and the others steer it.  What stands
-    behind the backfill is done by :func:`contract`, in a revision of its own.
+    :func:`datamig_nb.runs` does; :func:`datamig_nb.pause` and the others steer it.
+
+    Rendered as it is, the migration goes up to the job; what stands behind is rendered by
+    ``render(…, phase="contract")``, whose gate is the finished job.
 
     Raises
     ------
@@ -76,46 +78,21 @@ def background(migration: Migration) -> Migration:
         If the migration has no backfill, or more steps that change rows than that, or compares a
         figure from before with one after, which no revision sees both.
     """
-    place, step = _only_backfill(migration)
+    step = _only_backfill(migration)
     job = replace(step, walk=replace(step.walk, job=migration.name))
-    asked = (s for s in migration.steps[place + 1 :] if _is_asked_before(s))
-    return Migration(f"{migration.name}, in the background", *migration.steps[:place], job, *asked)
+    steps = (job if other is step else other for other in migration.steps)
+    return Migration(migration.name, *steps)
 
 
-def contract(migration: Migration) -> Migration:
-    """What is left of a migration whose backfill :func:`background` left to workers.
-
-    Its gate is the finished job: before its first write it refuses to begin while the job is not
-    done.  Then come the steps behind the backfill: checks, constraints, NOT NULL.
-    """
-    place, _ = _only_backfill(migration)
-    job = literal(f"job: {migration.name}")
-    gate = check(
-        f"the job is done: {migration.name}",
-        f"SELECT revision, status, scanned FROM datamig.run\n WHERE step = {job} AND status <>"
-        f" 'succeeded'\n UNION ALL SELECT 'no such job', '', 0\n WHERE NOT EXISTS"
-        f" (SELECT FROM datamig.run WHERE step = {job})",
-        before=True,
-    )
-    rest = (step for step in migration.steps[place + 1 :] if not _is_asked_before(step))
-    return Migration(f"{migration.name}, when the job is done", gate, *rest)
-
-
-def _only_backfill(migration: Migration) -> tuple[int, Backfill]:
-    """The place of the backfill, and the backfill."""
-    changing = [
-        (place, step)
-        for place, step in enumerate(migration.steps)
-        if isinstance(step, Backfill | InsertRows | DeleteRows | Transform | Unchanged)
-    ]
-    if len(changing) == 1 and isinstance(changing[0][1], Backfill):
-        return changing[0][0], changing[0][1]
+def _only_backfill(migration: Migration) -> Backfill:
+    changing = [step for step in migration.steps if isinstance(step, _CHANGES | Unchanged)]
+    if len(changing) == 1 and isinstance(changing[0], Backfill):
+        return changing[0]
     raise MigrationError(
         f"{migration.name!r} cannot be left to workers, for it has"
-        f" {'; '.join(str(step) for _, step in changing) or 'no backfill'}",
+        f" {'; '.join(map(str, changing)) or 'no backfill'}",
         "give a migration with one backfill, and no other step that changes or counts rows",
     )
 
 
-def _is_asked_before(step: Step) -> bool:
-    return isinstance(step, RowCheck | QueryCheck) and step.before
+_CHANGES = Backfill | InsertRows | DeleteRows | Transform | ChangeType | MergeRows

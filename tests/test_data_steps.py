@@ -697,7 +697,7 @@ def test_a_row_that_was_changed_again_gets_its_first_value_back(
     query(shop, "INSERT INTO person VALUES (99, 'no', 0)")
     for level in (50, 60):
         assert project.alembic(shop, "upgrade", "head").code == 1
-        query(shop, edited.format(level))
+        query(shop, edited.format(level) + "; UPDATE person SET name = 'longer' WHERE id = 2")
     assert project.alembic(shop, "upgrade", "head").code == 1
     query(shop, "DELETE FROM person WHERE id = 99; " + edited.format(70) + " AND id = 5")
     found = f"SELECT count(*) FROM datamig.kept_{revision.id}_2"
@@ -708,6 +708,7 @@ def test_a_row_that_was_changed_again_gets_its_first_value_back(
 
     levels = query(shop, "SELECT level FROM person WHERE id = 5")
     query(shop, "UPDATE person SET level = 2 WHERE id = 5")
+    query(shop, "UPDATE person SET name = 'p2' WHERE id = 2")
     assert contents(shop, "person") == before
     assert levels == [70]
     assert conflicts(shop) == [

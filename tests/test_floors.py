@@ -85,6 +85,7 @@ FLOORS = {
     "walks": 9,
     "draft": 10,
     "draft_dropped": 11,
+    "phases": 11,
     "draft_upgrade": 12,
     "draft_downgrade": 12,
     "render": 13,

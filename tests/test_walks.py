@@ -353,6 +353,7 @@ def test_rows_put_in_are_kept_and_the_values_that_do_update_changed() -> None:
         "SELECT 1 AS id\n"
         ") AS source\n"
         " WHERE {batch}\n"
+        " ORDER BY id\n"
         "ON CONFLICT DO NOTHING\n"
         "RETURNING *\n"
         ")\n"

@@ -40,17 +40,20 @@ def left_to_workers(database: Database, project: AlembicProject) -> str:
     return revision.id
 
 
-def test_background_and_contract_are_the_migration_in_two_revisions() -> None:
-    assert repr(dm.background(SIZED)) == (
-        "Migration: size the items, in the background\n"
+def test_revision_goes_up_to_the_job_and_the_contract_begins_with_it_done(items: Database) -> None:
+    background = dm.background(SIZED)
+
+    assert repr(render(items, background).migration) == (
+        "Migration: expand and migrate: size the items\n"
         "  1. add the column size INTEGER to item\n"
         "  2. keep size of item in step with a trigger\n"
         "  3. fill size of item, every row, left to workers as a job"
     )
-    assert repr(dm.contract(SIZED)) == (
-        "Migration: size the items, when the job is done\n"
-        "  1. check first: the job is done: size the items\n"
-        "  2. check that: size of item without NULL\n"
+    assert repr(render(items, background, phase="contract").migration) == (
+        "Migration: contract: size the items\n"
+        "  1. check first: migrate is done, for which 'alembic upgrade' or 'datamig-nb work' is to"
+        " be run\n"
+        "  2. check first: size of item without NULL\n"
         "  3. make size of item NOT NULL, without a long lock"
     )
 
@@ -94,9 +97,10 @@ def test_unfinished_job_is_the_gate_of_the_contract(
     items: Database, project: AlembicProject
 ) -> None:
     revision = left_to_workers(items, project)
-    project.add(render(items, dm.contract(SIZED), alembic=project.ini))
+    project.add(render(items, SIZED, alembic=project.ini, phase="contract"))
     refused = project.alembic(items, "upgrade", "head")
-    assert "requires: the job is done: size the items; 1 rows fail" in refused.sentence
+    assert "requires: migrate is done, for which" in refused.sentence
+    assert f'({revision},"job: size the items",running)' in refused.sentence
 
     dm.work(items, revision)
     ok(project.alembic(items, "upgrade", "head"))

@@ -1,6 +1,6 @@
 """Map status of guide.user to state.
 
-Revision ID: 16426968f7d0
+Revision ID: c4b1b8424b15
 Revises:
 Create Date: (when it was rendered)
 
@@ -44,7 +44,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "16426968f7d0"
+revision = "c4b1b8424b15"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -92,8 +92,8 @@ def downgrade() -> None:
     """Undo: map status of guide.user to state."""
     with own_commits():
         preflight("downgrade", STATE_NOT_EDITED_SINCE_THE_UPGRADE)
-        step('DROP TRIGGER IF EXISTS zz_datamig_16426968f7d0 ON guide."user"')
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_16426968f7d0()")
+        step('DROP TRIGGER IF EXISTS zz_datamig_c4b1b8424b15 ON guide."user"')
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_c4b1b8424b15()")
         step('ALTER TABLE IF EXISTS guide."user" DROP COLUMN IF EXISTS state')
         step("DROP TYPE IF EXISTS guide.user_state")
         forget()
@@ -162,7 +162,7 @@ $datamig$
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_16426968f7d0() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_c4b1b8424b15() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -181,9 +181,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_16426968f7d0
+CREATE OR REPLACE TRIGGER zz_datamig_c4b1b8424b15
 BEFORE INSERT OR UPDATE OF status ON guide."user"
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_16426968f7d0()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_c4b1b8424b15()
 """
 
 STATE_LEFT = f"""
@@ -674,7 +674,9 @@ LOOP
                 upper := ending;
                 EXECUTE format('SELECT count(*) FROM %s WHERE %s', relation, span) INTO n;
             END IF;
-            span := format('%s AND (%s) <= (%s)', span, key, upper);
+            -- In the place of the end: of two bounds an index scan may stop at the first only.
+            span := replace(span, format('(%s) <= (%s)', key, ending),
+                            format('(%s) <= (%s)', key, upper));
 
             statement := replace({quoted(work)}, '{{batch}}', span);
             -- Where nearly every row is changed, none is asked; one batch in 16 asks again.
