@@ -67,6 +67,15 @@ def literals(*key: str) -> str:
     return " || ', ' || ".join(f"quote_literal(to_json({part}) #>> '{{}}')" for part in key)
 
 
+def nth_key(parts: int) -> str:
+    """A format of the query for the key of a row some rows on; of no other is a text made."""
+    columns = [f"part_{number}" for number in range(parts)]
+    return (
+        f"SELECT {literals(*columns)} FROM (SELECT %1$s FROM %2$s WHERE %3$s ORDER BY %1$s"
+        f" OFFSET %4$s LIMIT 1) AS last ({', '.join(columns)})"
+    )
+
+
 # The first of several literals.
 FIRST = r"^E?'(?:[^']|'')*'"
 
@@ -102,7 +111,7 @@ LOOP
     PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true);
     <<batch>>
     DECLARE
-        key text := {quoted(keys)};  key_text text := {quoted(literals(*key))};
+        key text := {quoted(keys)};  nth_key text := {quoted(nth_key(len(key)))};
         n bigint;  done bigint;  span text;  ending text;  upper text;  statement text;
         state text := '';  began timestamptz := clock_timestamp();  seconds float8;  busy boolean;
         -- only with role
@@ -197,7 +206,7 @@ LOOP
             IF run.passes > 1 THEN
                 run.note := 'woven';
                 key := 'ctid';
-                key_text := {quoted(literals("ctid"))};
+                nth_key := {quoted(nth_key(1))};
                 last_page := least((btrim(ending, '''')::point)[0],
                                    run.page_window + {WINDOW_PAGES});
                 ending := format('''(%s,0)''', last_page);
@@ -219,8 +228,7 @@ LOOP
             END IF;
             -- end
             IF upper IS NULL THEN
-                EXECUTE format('SELECT %s FROM %s WHERE %s ORDER BY %s OFFSET %s LIMIT 1',
-                               key_text, relation, span, key, n - 1) INTO upper;
+                EXECUTE format(nth_key, key, relation, span, n - 1) INTO upper;
             END IF;
             IF upper IS NULL THEN
                 upper := ending;

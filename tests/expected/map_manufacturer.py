@@ -1,6 +1,6 @@
 """Map manufacturer of flights.planes to maker.
 
-Revision ID: 8934f64f6cae
+Revision ID: 0daebb6ba17b
 Revises:
 Create Date: (when it was rendered)
 
@@ -35,7 +35,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "8934f64f6cae"
+revision = "0daebb6ba17b"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -76,8 +76,8 @@ def downgrade() -> None:
     """Undo: map manufacturer of flights.planes to maker."""
     with own_commits():
         preflight("downgrade", MAKER_NOT_EDITED_SINCE_THE_UPGRADE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_8934f64f6cae ON flights.planes")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_8934f64f6cae()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_0daebb6ba17b ON flights.planes")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_0daebb6ba17b()")
         step("ALTER TABLE IF EXISTS flights.planes DROP COLUMN IF EXISTS maker")
         forget()
 
@@ -106,7 +106,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_8934f64f6cae() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_0daebb6ba17b() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -125,9 +125,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_8934f64f6cae
+CREATE OR REPLACE TRIGGER zz_datamig_0daebb6ba17b
 BEFORE INSERT OR UPDATE OF manufacturer ON flights.planes
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_8934f64f6cae()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_0daebb6ba17b()
 """
 
 MAKER_LEFT = f"""
@@ -468,6 +468,15 @@ def literals(*key: str) -> str:
     return " || ', ' || ".join(f"quote_literal(to_json({part}) #>> '{{}}')" for part in key)
 
 
+def nth_key(parts: int) -> str:
+    """A format of the query for the key of a row some rows on; of no other is a text made."""
+    columns = [f"part_{number}" for number in range(parts)]
+    return (
+        f"SELECT {literals(*columns)} FROM (SELECT %1$s FROM %2$s WHERE %3$s ORDER BY %1$s"
+        f" OFFSET %4$s LIMIT 1) AS last ({', '.join(columns)})"
+    )
+
+
 def walk(
     name: str, part: int, until: str, table: str, key: tuple[str, ...], work: str, **more: Any
 ) -> str:
@@ -496,7 +505,7 @@ LOOP
     PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true);
     <<batch>>
     DECLARE
-        key text := {quoted(keys)};  key_text text := {quoted(literals(*key))};
+        key text := {quoted(keys)};  nth_key text := {quoted(nth_key(len(key)))};
         n bigint;  done bigint;  span text;  ending text;  upper text;  statement text;
         state text := '';  began timestamptz := clock_timestamp();  seconds float8;  busy boolean;
         page bigint;  last_page bigint;
@@ -552,7 +561,7 @@ LOOP
             IF run.passes > 1 THEN
                 run.note := 'woven';
                 key := 'ctid';
-                key_text := {quoted(literals("ctid"))};
+                nth_key := {quoted(nth_key(1))};
                 last_page := least((btrim(ending, '''')::point)[0],
                                    run.page_window + {WINDOW_PAGES});
                 ending := format('''(%s,0)''', last_page);
@@ -571,8 +580,7 @@ LOOP
                 n := (last_page - page) * run.page_rows / greatest(1, run.passes);
             END IF;
             IF upper IS NULL THEN
-                EXECUTE format('SELECT %s FROM %s WHERE %s ORDER BY %s OFFSET %s LIMIT 1',
-                               key_text, relation, span, key, n - 1) INTO upper;
+                EXECUTE format(nth_key, key, relation, span, n - 1) INTO upper;
             END IF;
             IF upper IS NULL THEN
                 upper := ending;

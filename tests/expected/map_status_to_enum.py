@@ -1,6 +1,6 @@
 """Map status of guide.user to state.
 
-Revision ID: c4b1b8424b15
+Revision ID: bb98e810ff5e
 Revises:
 Create Date: (when it was rendered)
 
@@ -44,7 +44,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "c4b1b8424b15"
+revision = "bb98e810ff5e"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -92,8 +92,8 @@ def downgrade() -> None:
     """Undo: map status of guide.user to state."""
     with own_commits():
         preflight("downgrade", STATE_NOT_EDITED_SINCE_THE_UPGRADE)
-        step('DROP TRIGGER IF EXISTS zz_datamig_c4b1b8424b15 ON guide."user"')
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_c4b1b8424b15()")
+        step('DROP TRIGGER IF EXISTS zz_datamig_bb98e810ff5e ON guide."user"')
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_bb98e810ff5e()")
         step('ALTER TABLE IF EXISTS guide."user" DROP COLUMN IF EXISTS state')
         step("DROP TYPE IF EXISTS guide.user_state")
         forget()
@@ -162,7 +162,7 @@ $datamig$
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_c4b1b8424b15() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_bb98e810ff5e() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -181,9 +181,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_c4b1b8424b15
+CREATE OR REPLACE TRIGGER zz_datamig_bb98e810ff5e
 BEFORE INSERT OR UPDATE OF status ON guide."user"
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_c4b1b8424b15()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_bb98e810ff5e()
 """
 
 STATE_LEFT = f"""
@@ -564,6 +564,15 @@ def literals(*key: str) -> str:
     return " || ', ' || ".join(f"quote_literal(to_json({part}) #>> '{{}}')" for part in key)
 
 
+def nth_key(parts: int) -> str:
+    """A format of the query for the key of a row some rows on; of no other is a text made."""
+    columns = [f"part_{number}" for number in range(parts)]
+    return (
+        f"SELECT {literals(*columns)} FROM (SELECT %1$s FROM %2$s WHERE %3$s ORDER BY %1$s"
+        f" OFFSET %4$s LIMIT 1) AS last ({', '.join(columns)})"
+    )
+
+
 def walk(
     name: str, part: int, until: str, table: str, key: tuple[str, ...], work: str, **more: Any
 ) -> str:
@@ -592,7 +601,7 @@ LOOP
     PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true);
     <<batch>>
     DECLARE
-        key text := {quoted(keys)};  key_text text := {quoted(literals(*key))};
+        key text := {quoted(keys)};  nth_key text := {quoted(nth_key(len(key)))};
         n bigint;  done bigint;  span text;  ending text;  upper text;  statement text;
         state text := '';  began timestamptz := clock_timestamp();  seconds float8;  busy boolean;
         page bigint;  last_page bigint;
@@ -648,7 +657,7 @@ LOOP
             IF run.passes > 1 THEN
                 run.note := 'woven';
                 key := 'ctid';
-                key_text := {quoted(literals("ctid"))};
+                nth_key := {quoted(nth_key(1))};
                 last_page := least((btrim(ending, '''')::point)[0],
                                    run.page_window + {WINDOW_PAGES});
                 ending := format('''(%s,0)''', last_page);
@@ -667,8 +676,7 @@ LOOP
                 n := (last_page - page) * run.page_rows / greatest(1, run.passes);
             END IF;
             IF upper IS NULL THEN
-                EXECUTE format('SELECT %s FROM %s WHERE %s ORDER BY %s OFFSET %s LIMIT 1',
-                               key_text, relation, span, key, n - 1) INTO upper;
+                EXECUTE format(nth_key, key, relation, span, n - 1) INTO upper;
             END IF;
             IF upper IS NULL THEN
                 upper := ending;

@@ -1,6 +1,6 @@
 """Split full_name of players.player into first_name and last_name.
 
-Revision ID: 5c99bbdaf8da
+Revision ID: 1ae8e5d715b7
 Revises:
 Create Date: (when it was rendered)
 
@@ -41,7 +41,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "5c99bbdaf8da"
+revision = "1ae8e5d715b7"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -98,8 +98,8 @@ def downgrade() -> None:
     """Undo: split full_name of players.player into first_name and last_name."""
     with own_commits():
         preflight("downgrade", FIRST_NAME_AND_LAST_NAME_NOT_EDITED_SINCE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_5c99bbdaf8da ON players.player")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_5c99bbdaf8da()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_1ae8e5d715b7 ON players.player")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_1ae8e5d715b7()")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS last_name")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS first_name")
         forget()
@@ -158,7 +158,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_5c99bbdaf8da() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_1ae8e5d715b7() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -178,9 +178,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_5c99bbdaf8da
+CREATE OR REPLACE TRIGGER zz_datamig_1ae8e5d715b7
 BEFORE INSERT OR UPDATE OF full_name ON players.player
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_5c99bbdaf8da()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_1ae8e5d715b7()
 """
 
 FIRST_NAME_LAST_NAME_LEFT = f"""
@@ -549,6 +549,15 @@ def literals(*key: str) -> str:
     return " || ', ' || ".join(f"quote_literal(to_json({part}) #>> '{{}}')" for part in key)
 
 
+def nth_key(parts: int) -> str:
+    """A format of the query for the key of a row some rows on; of no other is a text made."""
+    columns = [f"part_{number}" for number in range(parts)]
+    return (
+        f"SELECT {literals(*columns)} FROM (SELECT %1$s FROM %2$s WHERE %3$s ORDER BY %1$s"
+        f" OFFSET %4$s LIMIT 1) AS last ({', '.join(columns)})"
+    )
+
+
 def walk(
     name: str, part: int, until: str, table: str, key: tuple[str, ...], work: str, **more: Any
 ) -> str:
@@ -577,7 +586,7 @@ LOOP
     PERFORM set_config('lock_timeout', '{LOCK_TIMEOUT}', true);
     <<batch>>
     DECLARE
-        key text := {quoted(keys)};  key_text text := {quoted(literals(*key))};
+        key text := {quoted(keys)};  nth_key text := {quoted(nth_key(len(key)))};
         n bigint;  done bigint;  span text;  ending text;  upper text;  statement text;
         state text := '';  began timestamptz := clock_timestamp();  seconds float8;  busy boolean;
         page bigint;  last_page bigint;
@@ -633,7 +642,7 @@ LOOP
             IF run.passes > 1 THEN
                 run.note := 'woven';
                 key := 'ctid';
-                key_text := {quoted(literals("ctid"))};
+                nth_key := {quoted(nth_key(1))};
                 last_page := least((btrim(ending, '''')::point)[0],
                                    run.page_window + {WINDOW_PAGES});
                 ending := format('''(%s,0)''', last_page);
@@ -652,8 +661,7 @@ LOOP
                 n := (last_page - page) * run.page_rows / greatest(1, run.passes);
             END IF;
             IF upper IS NULL THEN
-                EXECUTE format('SELECT %s FROM %s WHERE %s ORDER BY %s OFFSET %s LIMIT 1',
-                               key_text, relation, span, key, n - 1) INTO upper;
+                EXECUTE format(nth_key, key, relation, span, n - 1) INTO upper;
             END IF;
             IF upper IS NULL THEN
                 upper := ending;
