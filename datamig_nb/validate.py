@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from datamig_nb import sequence, statements
 from datamig_nb.checks import Check, RowCheck
 from datamig_nb.database import STATEMENT_TIMEOUT_SECONDS, Database, run
-from datamig_nb.display import Shown
+from datamig_nb.display import Shown, counted
 from datamig_nb.errors import MigrationError
 from datamig_nb.migration import Migration, added_columns
 from datamig_nb.names import TableName
@@ -58,7 +58,7 @@ class ValidationReport(Shown):
     def summary(self) -> str:
         """The report in one line of words."""
         failed = sum(not result.passed for result in self.results)
-        return f"{len(self.results) - failed} checks passed, {failed} failed"
+        return f"{counted(len(self.results) - failed, 'check')} passed, {failed} failed"
 
     @property
     def frame(self) -> pd.DataFrame:

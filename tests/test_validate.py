@@ -314,7 +314,7 @@ def test_report_tells_in_words_what_failed(shop: Database) -> None:
     report = of(shop, *CHECKS[:2])
 
     assert repr(report) == (
-        "ValidationReport of 'try': 1 checks passed, 1 failed\n"
+        "ValidationReport of 'try': 1 check passed, 1 failed\n"
         "  FAILED  short of customer without NULL\n"
         "          2 rows, the first: (3,), (4,)\n"
         "  passed  kind of customer holds only 'a', 'b'"
