@@ -88,7 +88,8 @@ def go_on(
     heard, shown, began, before = (None, None), 0.0, 0.0, 0
     while ended is None or not ended.is_set():
         execute(batches, bind)
-        run = execute(f"SELECT * FROM datamig.run WHERE {this_run(name, part)}", bind).one()
+        seen = "status, note, error, rest, total, scanned, changed, batches"  # no times: DateStyle
+        run = execute(f"SELECT {seen} FROM datamig.run WHERE {this_run(name, part)}", bind).one()
         now = time.monotonic()
         if not began or run.status == "paused":  # the rate is that of work, by this process
             began, before = now, run.scanned

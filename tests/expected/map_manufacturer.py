@@ -1,6 +1,6 @@
 """Map manufacturer of flights.planes to maker.
 
-Revision ID: 0daebb6ba17b
+Revision ID: b2ee9e41f38d
 Revises:
 Create Date: (when it was rendered)
 
@@ -35,7 +35,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "0daebb6ba17b"
+revision = "b2ee9e41f38d"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -76,8 +76,8 @@ def downgrade() -> None:
     """Undo: map manufacturer of flights.planes to maker."""
     with own_commits():
         preflight("downgrade", MAKER_NOT_EDITED_SINCE_THE_UPGRADE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_0daebb6ba17b ON flights.planes")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_0daebb6ba17b()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_b2ee9e41f38d ON flights.planes")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_b2ee9e41f38d()")
         step("ALTER TABLE IF EXISTS flights.planes DROP COLUMN IF EXISTS maker")
         forget()
 
@@ -106,7 +106,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_0daebb6ba17b() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_b2ee9e41f38d() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -125,9 +125,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_0daebb6ba17b
+CREATE OR REPLACE TRIGGER zz_datamig_b2ee9e41f38d
 BEFORE INSERT OR UPDATE OF manufacturer ON flights.planes
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_0daebb6ba17b()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_b2ee9e41f38d()
 """
 
 MAKER_LEFT = f"""
@@ -404,7 +404,8 @@ def go_on(
     heard, shown, began, before = (None, None), 0.0, 0.0, 0
     while ended is None or not ended.is_set():
         execute(batches, bind)
-        run = execute(f"SELECT * FROM datamig.run WHERE {this_run(name, part)}", bind).one()
+        seen = "status, note, error, rest, total, scanned, changed, batches"  # no times: DateStyle
+        run = execute(f"SELECT {seen} FROM datamig.run WHERE {this_run(name, part)}", bind).one()
         now = time.monotonic()
         if not began or run.status == "paused":  # the rate is that of work, by this process
             began, before = now, run.scanned

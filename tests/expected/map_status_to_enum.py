@@ -1,6 +1,6 @@
 """Map status of guide.user to state.
 
-Revision ID: bb98e810ff5e
+Revision ID: 92e5f028ed21
 Revises:
 Create Date: (when it was rendered)
 
@@ -44,7 +44,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "bb98e810ff5e"
+revision = "92e5f028ed21"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -92,8 +92,8 @@ def downgrade() -> None:
     """Undo: map status of guide.user to state."""
     with own_commits():
         preflight("downgrade", STATE_NOT_EDITED_SINCE_THE_UPGRADE)
-        step('DROP TRIGGER IF EXISTS zz_datamig_bb98e810ff5e ON guide."user"')
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_bb98e810ff5e()")
+        step('DROP TRIGGER IF EXISTS zz_datamig_92e5f028ed21 ON guide."user"')
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_92e5f028ed21()")
         step('ALTER TABLE IF EXISTS guide."user" DROP COLUMN IF EXISTS state')
         step("DROP TYPE IF EXISTS guide.user_state")
         forget()
@@ -162,7 +162,7 @@ $datamig$
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_bb98e810ff5e() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_92e5f028ed21() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -181,9 +181,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_bb98e810ff5e
+CREATE OR REPLACE TRIGGER zz_datamig_92e5f028ed21
 BEFORE INSERT OR UPDATE OF status ON guide."user"
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_bb98e810ff5e()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_92e5f028ed21()
 """
 
 STATE_LEFT = f"""
@@ -500,7 +500,8 @@ def go_on(
     heard, shown, began, before = (None, None), 0.0, 0.0, 0
     while ended is None or not ended.is_set():
         execute(batches, bind)
-        run = execute(f"SELECT * FROM datamig.run WHERE {this_run(name, part)}", bind).one()
+        seen = "status, note, error, rest, total, scanned, changed, batches"  # no times: DateStyle
+        run = execute(f"SELECT {seen} FROM datamig.run WHERE {this_run(name, part)}", bind).one()
         now = time.monotonic()
         if not began or run.status == "paused":  # the rate is that of work, by this process
             began, before = now, run.scanned

@@ -1,6 +1,6 @@
 """Split full_name of players.player into first_name and last_name.
 
-Revision ID: 1ae8e5d715b7
+Revision ID: 34a48061765e
 Revises:
 Create Date: (when it was rendered)
 
@@ -41,7 +41,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-revision = "1ae8e5d715b7"
+revision = "34a48061765e"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -98,8 +98,8 @@ def downgrade() -> None:
     """Undo: split full_name of players.player into first_name and last_name."""
     with own_commits():
         preflight("downgrade", FIRST_NAME_AND_LAST_NAME_NOT_EDITED_SINCE)
-        step("DROP TRIGGER IF EXISTS zz_datamig_1ae8e5d715b7 ON players.player")
-        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_1ae8e5d715b7()")
+        step("DROP TRIGGER IF EXISTS zz_datamig_34a48061765e ON players.player")
+        step("DROP FUNCTION IF EXISTS datamig.zz_datamig_34a48061765e()")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS last_name")
         step("ALTER TABLE IF EXISTS players.player DROP COLUMN IF EXISTS first_name")
         forget()
@@ -158,7 +158,7 @@ SELECT current_user, current_setting('standard_conforming_strings')
 """
 
 TRIGGER_FUNCTION = f"""
-CREATE OR REPLACE FUNCTION datamig.zz_datamig_1ae8e5d715b7() RETURNS trigger
+CREATE OR REPLACE FUNCTION datamig.zz_datamig_34a48061765e() RETURNS trigger
 LANGUAGE plpgsql AS $datamig$
 #variable_conflict use_column
 BEGIN
@@ -178,9 +178,9 @@ $datamig$
 """
 
 TRIGGER = """
-CREATE OR REPLACE TRIGGER zz_datamig_1ae8e5d715b7
+CREATE OR REPLACE TRIGGER zz_datamig_34a48061765e
 BEFORE INSERT OR UPDATE OF full_name ON players.player
-FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_1ae8e5d715b7()
+FOR EACH ROW EXECUTE FUNCTION datamig.zz_datamig_34a48061765e()
 """
 
 FIRST_NAME_LAST_NAME_LEFT = f"""
@@ -485,7 +485,8 @@ def go_on(
     heard, shown, began, before = (None, None), 0.0, 0.0, 0
     while ended is None or not ended.is_set():
         execute(batches, bind)
-        run = execute(f"SELECT * FROM datamig.run WHERE {this_run(name, part)}", bind).one()
+        seen = "status, note, error, rest, total, scanned, changed, batches"  # no times: DateStyle
+        run = execute(f"SELECT {seen} FROM datamig.run WHERE {this_run(name, part)}", bind).one()
         now = time.monotonic()
         if not began or run.status == "paused":  # the rate is that of work, by this process
             began, before = now, run.scanned
