@@ -153,8 +153,8 @@ def read_window(bind: Any, job: Job, after: str | None, stop: str | None, rows: 
     """Read the rows behind a key, of those that are meant what the function needs."""
     keys = ", ".join(job.key)
     last = execute(
-        f"SELECT {key_text(job)} FROM {job.table} WHERE {in_range(job, after, stop)}"
-        f" ORDER BY {keys} OFFSET {rows - 1} LIMIT 1",
+        f"SELECT {key_text(job)} FROM (SELECT {keys} FROM {job.table}"
+        f" WHERE {in_range(job, after, stop)} ORDER BY {keys} OFFSET {rows - 1} LIMIT 1) AS last",
         bind,
     ).scalar()
     names = [f"datamig_{number}" for number in range(len(job.texts))]

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -51,20 +50,22 @@ class Fork:
         return self._code
 
 
-@dataclass(kw_only=True)
+# Nothing is written in the project, by a run or what it starts; what is said is seen at once.
+_PYTHON = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
+
+
 class Launcher:
     """A process that has imported Alembic; ``with`` ends it."""
 
-    _process: subprocess.Popen[bytes] = field(init=False)
-    _orders: socket.socket = field(init=False)
+    _process: subprocess.Popen[bytes]
+    _orders: socket.socket
 
     def __enter__(self) -> Launcher:
         self._orders, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", alembic_process.__file__],
-                # Nothing is written in the user's project, and what is said is seen at once.
-                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, **_PYTHON},
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
@@ -77,7 +78,11 @@ class Launcher:
 
     def start(self, words: Sequence[str], directory: Path, environment: Mapping[str, str]) -> Fork:
         """Run :func:`datamig_nb.alembic_process.main` with these words, in a fork."""
-        given = {"words": [*words], "directory": str(directory), "environment": {**environment}}
+        given = {
+            "words": [*words],
+            "directory": str(directory),
+            "environment": {**environment, **_PYTHON},
+        }
         order = json.dumps(given).encode()
         (output, theirs), (ending, also_theirs) = os.pipe(), os.pipe()
         try:
