@@ -15,7 +15,8 @@ from datamig_nb.steps import BackUp
 
 def kept_drops(draft: Draft, keeper: BackUp) -> list[ops.DropColumnOp]:
     """The steps that drop what the keeper keeps of a table that stays."""
-    return dropped.kept_columns(keeper, draft.whole.steps)
+    drops = dropped.kept_columns(keeper, draft.whole.steps)
+    return [drop for drop in drops if draft.keeper(drop) is keeper]
 
 
 def _definition(draft: Draft, step: Step) -> tuple[str | None, ...] | None:

@@ -297,7 +297,8 @@ def delete_rows(
         Tables whose rows are removed, and kept, before those that they refer to, each table in its
         own walk: ``("shop.line",)`` goes by the table's foreign keys,
         ``{"shop.line": "order_id"}`` by columns.  What refers to these in turn is removed by a
-        step of its own before.  ``"all"`` follows foreign keys over any number of levels.
+        step of its own before.  ``"all"`` follows foreign keys over any number of levels; what
+        ON DELETE SET NULL would do is done in batches before, and kept too.
     """
     given = dict.fromkeys(dependants, ()) if isinstance(dependants, tuple) else dependants
     return DeleteRows(
