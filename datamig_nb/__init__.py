@@ -28,6 +28,7 @@ from datamig_nb.composed import (
     extract_values,
     fill_new_column,
     fill_nulls,
+    fill_unique,
     rebuild_enum,
 )
 from datamig_nb.compound import change_type, create_table_as, merge_rows
@@ -129,6 +130,7 @@ __all__ = [
     "extract_values",
     "fill_new_column",
     "fill_nulls",
+    "fill_unique",
     "guide_database",
     "insert_rows",
     "keep_in_step",

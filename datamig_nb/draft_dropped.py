@@ -33,14 +33,18 @@ def _kept_place(draft: Draft, keeper: BackUp) -> str:
 
 
 def _columns_kept(draft: Draft, keeper: BackUp) -> dropped.KeptColumns:
-    table = draft.catalog.table(keeper.table)
-    columns = [step.column_name for step in kept_drops(draft, keeper)]
-    if not table.key or set(columns) & set(table.key):
+    table, drops = draft.catalog.table(keeper.table), kept_drops(draft, keeper)
+    columns = [step.column_name for step in drops]
+    earlier = draft.whole.steps[: draft.number(drops[0]) - 1]
+    keys = [step for step in earlier if isinstance(step, ops.CreatePrimaryKeyOp)]
+    made = [tuple(step.columns) for step in keys if step_table(step) == keeper.table]
+    key = made[-1] if made else table.key
+    if not key or set(columns) & set(key):
         raise MissingKeyError(str(table.name))
     return dropped.KeptColumns(
         name=_kept_place(draft, keeper),
         table=table.name,
-        key=table.key,
+        key=key,
         types={column: table.column(column).type for column in columns},
     )
 

@@ -328,6 +328,25 @@ def test_a_document_that_is_an_array_keeps_the_order_of_its_elements(
     assert of_documents(connection, expression, values) == [*(doubled(v, ()) for v in values), None]
 
 
+def test_codes_change_places_in_a_text_and_in_an_array(
+    connection: psycopg.Connection[Any],
+) -> None:
+    recoded = expr.recode("x", {"a": "b", "b": "a", "it's": "c"})
+    in_array = expr.array_elements("x", expr.recode("element", {"a": "b", "b": "a"}))
+
+    assert evaluated(connection, recoded, ["a", "b", "it's", "A", None]) == [
+        "b",
+        "a",
+        "c",
+        "A",
+        None,
+    ]
+    arrays = [["b", None, "a", "c"], [], None]
+    given = f"SELECT {in_array} FROM unnest(ARRAY[1, 2, 3]) AS n, LATERAL (SELECT CASE n"
+    given += " WHEN 1 THEN '{a,NULL,b,c}'::text[] WHEN 2 THEN '{}' END AS x) AS row ORDER BY n"
+    assert [row[0] for row in connection.execute(given.encode())] == arrays
+
+
 def test_a_key_cannot_move_into_itself() -> None:
     with pytest.raises(dm.DatamigError, match="a cannot move into itself"):
         expr.json_move("x", "a", ("a", "b"))
