@@ -133,7 +133,7 @@ WRITTEN = {
 def try_cast(
     text: Expression, type: str, *, otherwise: Expression = "NULL", server: int = 16
 ) -> str:
-    """The text as a value of a type; ``otherwise`` where it is none.
+    """The text as a value of a type; ``otherwise`` where it is none.  NULL stays NULL.
 
     Parameters
     ----------
@@ -148,6 +148,8 @@ def try_cast(
         If the type cannot be asked on that server.
     """
     value, other = f"({expression_text(text)})::text", expression_text(otherwise)
+    if other != "NULL":
+        other = f"CASE WHEN {value} IS NOT NULL THEN {other} END"
     if server >= 16:
         valid = f"pg_input_is_valid({value}, {literal(type)})"
         return f"CASE WHEN {valid} THEN {value}::{type} ELSE {other} END"

@@ -13,7 +13,6 @@ from datamig_nb.compound import Exchanged
 from datamig_nb.errors import MigrationError
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.retyped_value import WHOLE, Change, is_volatile, reads_new_columns
-from datamig_nb.statements import columns_read
 from datamig_nb.swaps import renamed
 
 _BELONGING = """
@@ -95,23 +94,16 @@ def _new_default(connection: sa.Connection, change: Change, default: str) -> str
     step = change.step
     if {change.bare_type, change.old_type} <= {*WHOLE}:
         return default
-    others = [column.name for column in change.table.columns if column.name != step.column]
-    text = step.using or quote(step.column)
-    if columns_read(text, others, step.table.name):
-        raise MigrationError(
-            f"{step.column!r} of {str(step.table)!r} has the default {default}, and a default"
-            " cannot read other columns",
-            "take it away with alter_column(…, server_default=None) in a step before",
-        )
     given = f"CAST({default} AS {change.old_type})"
     given = re.sub(
         rf"(?<![\w.\"]){re.escape(quote(step.column))}(?![\w(\"])", lambda _: given, change.pattern
     )
-    if is_volatile(connection, given):
-        return given
     raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
     try:
         with raw.transaction(), raw.cursor() as cursor:
+            if is_volatile(connection, given):
+                cursor.execute(f"SELECT {given} WHERE FALSE".encode())
+                return given
             cursor.execute(f"SELECT ({given})::text".encode())
             found = cursor.fetchone()
             assert found is not None
@@ -119,6 +111,12 @@ def _new_default(connection: sa.Connection, change: Change, default: str) -> str
     except psycopg.Error as error:
         if error.sqlstate in (None, "42501"):
             raise
+        if error.sqlstate == "42703":
+            raise MigrationError(
+                f"{step.column!r} of {str(step.table)!r} has the default {default}, and a default"
+                " cannot read other columns",
+                "take it away with alter_column(…, server_default=None) in a step before",
+            ) from error
         raise MigrationError(
             f"the default {default} of {step.column!r} of {str(step.table)!r} is no value of type"
             f" {change.type}: {error.diag.message_primary}",

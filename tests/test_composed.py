@@ -47,7 +47,13 @@ def test_an_enum_of_two_tables_gets_other_labels_and_its_old_ones_again(
     with pytest.raises(MigrationError, match="not go with the new type: it names the old one"):
         dm.render(database, dm.Migration("fewer states", rebuilt))
     drop = dm.drop_index("done", "order", schema="Sales")
-    project.add(dm.render(database, dm.Migration("fewer states", drop, rebuilt)))
+    view = 'CREATE VIEW "Sales".by_state AS SELECT state FROM "Sales"."order"'
+    query(database, view)
+    with pytest.raises(MigrationError, match=r"by_state reads 'state' of"):
+        dm.render(database, dm.Migration("fewer states", drop, rebuilt))
+    away = dm.sql('DROP VIEW "Sales".by_state', undo=view)
+    again = dm.sql(view, undo=away.statement)
+    project.add(dm.render(database, dm.Migration("fewer states", drop, away, rebuilt, again)))
 
     ok(project.alembic(database, "upgrade", "head"))
 

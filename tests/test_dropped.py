@@ -76,6 +76,52 @@ def test_rows_are_known_again_though_columns_were_dropped_behind_them(
     assert query(database, "SELECT count(*) FROM datamig.conflict") == [0]
 
 
+def test_a_natural_key_gives_way_to_a_number_and_comes_back(
+    database: Database, project: AlembicProject
+) -> None:
+    query(
+        database,
+        "CREATE TABLE shop (code text PRIMARY KEY, after text);"
+        "CREATE TABLE sale (code text NOT NULL, day int, PRIMARY KEY (code, day),"
+        " CONSTRAINT sale_shop FOREIGN KEY (code) REFERENCES shop);"
+        "INSERT INTO shop SELECT 's' || n, 's' || nullif(n - 1, 0) FROM generate_series(1, 20) n;"
+        "INSERT INTO sale SELECT code, day FROM shop, generate_series(1, 3) AS day",
+    )
+    before = picture(database)
+    numbers = "SELECT code, row_number() OVER (ORDER BY code) AS id FROM shop"
+    source, number = "datamig.shop_id AS new", sa.Integer()
+    key = sa.Column("id", number, nullable=False)
+    steps = (
+        dm.create_table_as("datamig.shop_id", numbers, key="code"),
+        dm.fill_new_column("shop", key, "new.id", using=source, on="new.code = shop.code"),
+        dm.fill_new_column(
+            "sale", sa.Column("shop_id", number, nullable=False), "shop.id",
+            using="shop", on="shop.code = sale.code",
+        ),
+        dm.fill_new_column(
+            "shop", sa.Column("after_id", number), "s.id", using="shop AS s", on="s.code = shop.after"
+        ),
+        dm.drop_constraint("sale_shop", "sale"),
+        *(dm.drop_constraint(f"{table}_pkey", table) for table in ("shop", "sale")),
+        dm.create_primary_key("shop_pkey", "shop", ["id"]),
+        dm.create_primary_key("sale_pkey", "sale", ["shop_id", "day"]),
+        dm.create_foreign_key("sale_shop", "sale", "shop", ["shop_id"], ["id"]),
+        dm.drop_columns("sale", "code"),
+        dm.drop_columns("shop", "after"),
+    )  # fmt: skip
+    migration = dm.Migration("numbers", *steps)
+    project.add(dm.render(database, migration), small_batches(7))
+    assert "no hazard would stop it" in repr(dm.preview(database, migration))
+
+    ok(project.alembic(database, "upgrade", "head"))
+
+    joined = "FROM sale JOIN shop ON shop.id = shop_id LEFT JOIN shop AS s ON s.id = shop.after_id"
+    wrong = f"SELECT count(*) {joined} WHERE shop.code <> 's1' AND s.code IS NULL"
+    assert query(database, wrong) == [0]
+    ok(project.alembic(database, "downgrade", "-1"))
+    assert picture(database) == before
+
+
 def test_deleted_rows_come_back_after_other_columns_came_and_went(
     database: Database, project: AlembicProject
 ) -> None:

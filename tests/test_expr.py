@@ -181,6 +181,15 @@ def test_what_is_no_value_of_the_type_gives_the_other_one_and_no_error(
     assert found == list(map(null_stays(twin), values))
 
 
+@pytest.mark.parametrize("server", [14, 16])
+def test_what_stands_for_no_value_does_not_stand_for_null(
+    connection: psycopg.Connection[Any], server: int
+) -> None:
+    cast = expr.try_cast("x", "integer", otherwise="-1", server=server)
+
+    assert evaluated(connection, cast, ["7", "seven", None]) == [7, -1, None]
+
+
 def test_a_type_that_an_old_server_cannot_be_asked_about_is_refused() -> None:
     with pytest.raises(dm.DatamigError, match="before PostgreSQL 16 nothing tells whether"):
         expr.try_cast("x", "inet", server=15)
