@@ -13,7 +13,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamig_nb.catalog import read_catalog
+from datamig_nb.catalog_reader import read_catalog
 from datamig_nb.database import Database
 from datamig_nb.display import Shown
 from datamig_nb.draft import ID, Draft
