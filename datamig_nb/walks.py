@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from datamig_nb import ddl, sequence, statements, targets
+from datamig_nb import ddl, statements, step_effects, targets
 from datamig_nb.catalog import Catalog
 from datamig_nb.checks import Check
 from datamig_nb.compound import Swap
@@ -122,7 +122,7 @@ def columns_held(table: TableName, migration: Migration, catalog: Catalog) -> li
     That is not so where an expression gives another value each time, comes from another table, or
     reads what the same step or a later one writes, or what goes.
     """
-    freed = [thing for step in migration.steps for thing in sequence.freed(step)]
+    freed = [thing for step in migration.steps for thing in step_effects.freed(step)]
     gone = {part or name.name for kind, name, part in freed if kind in ("relation", "column")}
     steps = [step for step in migration.backfills if step.table == table]
     loose: set[str] = set()
