@@ -19,7 +19,7 @@ from datamig_nb.expressions import is_literal
 from datamig_nb.migration import CreateEnum, Migration, Step, added_columns, step_table
 from datamig_nb.names import TableName, sqlalchemy_dialect
 from datamig_nb.preflight import definition_query
-from datamig_nb.readable import readable_checks
+from datamig_nb.python_values import readable_checks
 from datamig_nb.sql_analysis import result_columns, volatile_names
 from datamig_nb.stages import Found
 from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Sql

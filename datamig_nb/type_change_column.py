@@ -10,10 +10,10 @@ import sqlalchemy as sa
 from datamig_nb.compound import Exchanged
 from datamig_nb.errors import MigrationError, QueryError
 from datamig_nb.names import TableName, literal, quote
-from datamig_nb.retyped_value import WHOLE, Change, reads_new_columns
 from datamig_nb.sql_analysis import refusals, volatile_names
 from datamig_nb.statements import columns_read
 from datamig_nb.swaps import renamed
+from datamig_nb.type_change_value import WHOLE, Change, reads_new_columns
 
 _BELONGING = """
 SELECT attnotnull, attidentity::text, pg_get_expr(adbin, adrelid) AS default,
