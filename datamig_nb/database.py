@@ -338,7 +338,7 @@ def guide_database(name: str = "guide", *, rows: int = 1_000) -> Database:
         Rows of ``guide.user`` and of ``guide.large_table``; see :mod:`datamig_nb.samples`.
     """
     if not name.startswith("guide"):
-        raise DatabaseError(f"{name!r} is no name for the guide's tables; begin it with 'guide'")
+        raise DatabaseError(f"{name!r} is no name for the guide's tables", "begin it with 'guide'")
     server = ensure_server()
     made = _checked(sa.make_url(server.url("postgres"))).at(name)
     with (

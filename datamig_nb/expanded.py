@@ -11,11 +11,10 @@ from datamig_nb.compound import ChangeType, MergeRows, Swap
 from datamig_nb.database import Database
 from datamig_nb.errors import MigrationError
 from datamig_nb.kept import children
-from datamig_nb.merged import merge
 from datamig_nb.migration import Migration, Step
-from datamig_nb.retyped import retype
-from datamig_nb.sequence import made, relation
+from datamig_nb.row_merge import merge
 from datamig_nb.statements import names_in
+from datamig_nb.step_effects import made, relation
 from datamig_nb.steps import (
     Backfill,
     BackUp,
@@ -27,6 +26,7 @@ from datamig_nb.steps import (
 )
 from datamig_nb.tables import read_table
 from datamig_nb.transforms import Transform
+from datamig_nb.type_change import retype
 
 
 def expanded(db: Database, migration: Migration) -> Migration:

@@ -8,7 +8,6 @@ from typing import Any
 import sqlalchemy as sa
 
 from datamig_nb.checks import check, rows_check
-from datamig_nb.composed import advance_sequence
 from datamig_nb.compound import change_type, create_table_as
 from datamig_nb.expr import slug as slug_of
 from datamig_nb.expressions import Expression, expression_text
@@ -20,6 +19,7 @@ from datamig_nb.operations import (
     create_table,
     drop_constraint,
 )
+from datamig_nb.step_groups import advance_sequence
 from datamig_nb.steps import insert_rows
 
 _INTEGER = sa.Integer()

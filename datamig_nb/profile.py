@@ -23,7 +23,7 @@ from datamig_nb.errors import MigrationError, PermissionDeniedError
 from datamig_nb.names import TableName, quote
 from datamig_nb.profile_alerts import column_alerts, table_alerts
 from datamig_nb.profile_sql import VALUE_CHARACTERS, Measured
-from datamig_nb.profiled import (
+from datamig_nb.table_profile import (
     SEVERITIES,
     CandidateKey,
     ColumnProfile,

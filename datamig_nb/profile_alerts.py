@@ -8,7 +8,7 @@ from typing import Any
 
 from datamig_nb.display import counted
 from datamig_nb.names import quote
-from datamig_nb.profiled import Alert, CandidateKey, ColumnProfile, Reference
+from datamig_nb.table_profile import Alert, CandidateKey, ColumnProfile, Reference
 from datamig_nb.tables import Table
 
 # FROM user and the like do not fail: each of these is a function that is called without ().

@@ -22,6 +22,7 @@ from datamig_nb.clone import Clone, cloned
 from datamig_nb.database import Database, is_there
 from datamig_nb.display import counted
 from datamig_nb.errors import DatamigError, RehearsalError
+from datamig_nb.fault_scene import FaultResult, Scene, end_state
 from datamig_nb.faults import FAULTS
 from datamig_nb.forecast import Forecast, forecast
 from datamig_nb.hazards import (
@@ -35,12 +36,11 @@ from datamig_nb.measure import Measured
 from datamig_nb.meter import measuring
 from datamig_nb.migration import Migration, added_columns
 from datamig_nb.names import TableName
-from datamig_nb.places import Place, kind, place
 from datamig_nb.progress import live_line
 from datamig_nb.rehearsal import Rehearsal, Stage
+from datamig_nb.rehearsal_place import Place, kind, place
 from datamig_nb.render import Revision
 from datamig_nb.revision_file import read_revision
-from datamig_nb.scene import FaultResult, Scene, end_state
 from datamig_nb.snapshot import (
     ROWS,
     Snapshot,

@@ -444,7 +444,8 @@ def _new_schema(connection: psycopg.Connection, schema: str) -> Generator[None]:
         if cursor.fetchone() not in (None, (_OURS,)):
             raise DatabaseError(
                 f"the schema {schema!r} exists and is not sample data of ours, so it is not"
-                " replaced; load into another database, or rename that schema"
+                " replaced",
+                "load into another database, or rename that schema",
             )
         cursor.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(name))
         cursor.execute(sql.SQL("CREATE SCHEMA {}").format(name))

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from datamig_nb.database import Database, run
 from datamig_nb.errors import RehearsalError
 from datamig_nb.names import TableName, quote
-from datamig_nb.programs import address, environment, table_pattern
+from datamig_nb.pg_programs import address, environment, table_pattern
 from datamig_nb.server import binaries
 from datamig_nb.tables import read_table
 

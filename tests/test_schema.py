@@ -45,9 +45,9 @@ from datamig_nb.operations import (
 )
 from datamig_nb.preflight import definition_query, preflight
 from datamig_nb.schema import StatementStep, downgrade_statements, upgrade_statements
-from datamig_nb.sequence import goes_with_another
 from datamig_nb.server import binaries
 from datamig_nb.stages import Found, NoWayBack, Statement
+from datamig_nb.step_effects import goes_with_another
 from datamig_nb.steps import Sql
 from tests.scratch import query, scratch_database, session
 from tests.second_server import DEBIANS, running

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, cast
 
-import psycopg
 import sqlalchemy as sa
 
 from datamig_nb.compound import Exchanged
-from datamig_nb.errors import MigrationError
+from datamig_nb.errors import MigrationError, QueryError
 from datamig_nb.names import TableName, literal, quote
-from datamig_nb.retyped_value import WHOLE, Change, is_volatile, reads_new_columns
+from datamig_nb.sql_analysis import refusals, volatile_names
 from datamig_nb.statements import columns_read
 from datamig_nb.swaps import renamed
+from datamig_nb.type_change_value import WHOLE, Change, reads_new_columns
 
 _BELONGING = """
 SELECT attnotnull, attidentity::text, pg_get_expr(adbin, adrelid) AS default,
@@ -107,20 +106,16 @@ def _new_default(connection: sa.Connection, change: Change, default: str) -> str
     given = re.sub(
         rf"(?<![\w.\"]){re.escape(quote(step.column))}(?![\w(\"])", lambda _: given, change.pattern
     )
-    if is_volatile(connection, given):
+    if volatile_names(connection, [given]):
         return given
-    raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
     try:
-        with raw.transaction(), raw.cursor() as cursor:
+        with refusals(connection) as cursor:
             cursor.execute(f"SELECT ({given})::text".encode())
-            found = cursor.fetchone()
-            assert found is not None
-            return "NULL" if found[0] is None else f"{literal(found[0])}::{change.type}"
-    except psycopg.Error as error:
-        if error.sqlstate in (None, "42501"):
-            raise
+            (found,) = cursor.fetchone() or (None,)
+    except QueryError as error:
         raise MigrationError(
             f"the default {default} of {step.column!r} of {str(step.table)!r} is no value of type"
-            f" {change.type}: {error.diag.message_primary}",
+            f" {change.type}: {error.reason}",
             "take it away with alter_column(…, server_default=None) in a step before",
         ) from error
+    return "NULL" if found is None else f"{literal(found)}::{change.type}"
