@@ -14,7 +14,7 @@ from datamig_nb.database import Database, run
 from datamig_nb.errors import RehearsalError
 from datamig_nb.names import TableName, quote
 from datamig_nb.pg_programs import address, environment, table_pattern
-from datamig_nb.server import binaries
+from datamig_nb.server_setup import binaries
 from datamig_nb.tables import read_table
 
 #: Stands for a column: how many rows the table has.

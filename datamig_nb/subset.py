@@ -27,7 +27,7 @@ from datamig_nb.display import counted
 from datamig_nb.errors import RehearsalError
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.pg_programs import address, environment, table_pattern
-from datamig_nb.server import binaries
+from datamig_nb.server_setup import binaries
 
 #: Rows of each table where neither fraction nor rows is given.
 ROWS = 10_000
