@@ -57,6 +57,7 @@ FLOORS = {
     "source": 7,
     "targets": 7,
     "operations": 6,
+    "operation_arguments": 5,
     "schema": 6,
     "step_effects": 6,
     "python_values": 7,
