@@ -242,6 +242,21 @@ def _column(text: str) -> tuple[str, ...]:
     return tuple(quoted or plain.lower() for quoted, plain in re.findall(r'"([^"]+)"|(\w+)', text))
 
 
+# What is computed over all rows: a range of the key would be cut out of it afterwards.
+_OVER_ALL = re.compile(
+    r"\b(distinct(?!\s+from\b)|group\s+by|over|union(?!\s+all\b)|intersect|except|recursive)\b",
+    re.IGNORECASE,
+)
+
+
+def is_run_once(step: InsertRows) -> bool:
+    """Whether the query groups, compares or numbers rows, which each batch would do with all.
+
+    Besides, numbers that a window gives would not be the same once the application has written.
+    """
+    return _OVER_ALL.search(ddl.bare(step.select)) is not None
+
+
 def options(walk: Walk, hold: str | None) -> dict[str, str]:
     """What differs from the usual, as arguments of ``run_batches``, in Python."""
     given: dict[str, str] = {}

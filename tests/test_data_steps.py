@@ -7,6 +7,7 @@ walks.
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -875,6 +876,44 @@ def test_null_in_the_key_of_a_query_is_refused_before_the_first_write(
         " first (); repair them and run Alembic again, it goes on here"
     )
     assert query(shop, "SELECT * FROM buyer") == []
+
+
+def test_a_query_over_all_rows_is_run_once_whatever_is_written_meanwhile(
+    shop: Database, project: AlembicProject
+) -> None:
+    """Else the rows that each batch lets come in before all others would shift the numbers."""
+    query(
+        shop,
+        "CREATE TABLE rank (n bigint PRIMARY KEY, person_id int);"
+        "CREATE FUNCTION write() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        "    INSERT INTO person (id) SELECT min(id) - 1 FROM person; RETURN NULL; END $$;"
+        "CREATE TRIGGER write AFTER INSERT ON rank EXECUTE FUNCTION write()",
+    )
+    numbered = "SELECT row_number() OVER (ORDER BY id) AS n, id AS person_id FROM person"
+    before = query(shop, numbered)
+
+    up(shop, project, insert_rows("rank", numbered, key="n"))
+
+    assert query(shop, "SELECT * FROM rank ORDER BY n") == before
+    assert query(shop, "SELECT count(*) FROM person WHERE id < 1") == [math.ceil(len(before) / 4)]
+    assert all("kept" in name for name in left_behind(shop))
+
+
+def test_a_query_over_all_rows_is_run_again_once_a_row_of_it_is_repaired(
+    shop: Database, project: AlembicProject
+) -> None:
+    query(shop, "CREATE TABLE crowd (level int PRIMARY KEY, people int CHECK (people < 3))")
+    step = insert_rows(
+        "crowd",
+        "SELECT id % 3 AS level, count(*) AS people FROM person GROUP BY 1",
+        key="level",
+    )
+
+    assert "row (0) of crowd cannot be done" in refused(shop, project, step)
+    query(shop, "DELETE FROM sale; DELETE FROM person WHERE id IN (3, 4, 5)")
+    ok(project.alembic(shop, "upgrade", "head"))
+
+    assert query(shop, "SELECT * FROM crowd ORDER BY 1") == [(0, 2), (1, 2), (2, 2)]
 
 
 def test_a_row_that_is_there_already_stops_the_insert_and_is_named(

@@ -49,7 +49,7 @@ from datamig_nb.server_setup import binaries
 from datamig_nb.stages import Found, NoWayBack, Statement
 from datamig_nb.step_effects import goes_with_another
 from datamig_nb.steps import Sql
-from tests.scratch import query, session
+from tests.scratch import query, scratch_database, session
 from tests.second_server import DEBIANS, running
 
 Session: TypeAlias = psycopg.Connection[Any]
@@ -127,11 +127,9 @@ def server(request: pytest.FixtureRequest) -> Database:
 
 @contextmanager
 def new_shop(server: Database) -> Generator[Database]:
-    made = server.at(f"shop_{next(_numbers)}")
-    query(server.at("postgres"), f"CREATE DATABASE {made.url.database} TEMPLATE template0")
-    query(made, SHOP)
-    yield made
-    query(server.at("postgres"), f"DROP DATABASE {made.url.database} WITH (FORCE)")
+    with scratch_database(server) as made:
+        query(made, SHOP)
+        yield made
 
 
 @pytest.fixture
