@@ -30,7 +30,7 @@ from datamig_nb.migration import Migration, Step
 from datamig_nb.operations import add_column, create_table, sql
 from datamig_nb.preview import Preview, preview
 from datamig_nb.render import Revision, render
-from datamig_nb.server import binaries
+from datamig_nb.server_setup import binaries
 from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step
 from tests.alembic_project import AlembicProject, Outcome, make_project
 from tests.scratch import query, scratch_database, session

@@ -45,7 +45,7 @@ from datamig_nb.operations import (
 )
 from datamig_nb.preflight import definition_query, preflight
 from datamig_nb.schema import StatementStep, downgrade_statements, upgrade_statements
-from datamig_nb.server import binaries
+from datamig_nb.server_setup import binaries
 from datamig_nb.stages import Found, NoWayBack, Statement
 from datamig_nb.step_effects import goes_with_another
 from datamig_nb.steps import Sql
