@@ -21,21 +21,12 @@ from datamig_nb.checks import (
     unique,
 )
 from datamig_nb.clones import Clones, clones, drop_clones
-from datamig_nb.composed import (
-    advance_sequence,
-    drop_columns,
-    drop_tables,
-    extract_values,
-    fill_new_column,
-    fill_nulls,
-    fill_unique,
-    rebuild_enum,
-)
 from datamig_nb.compound import change_type, create_table_as, merge_rows
 from datamig_nb.database import Database, connect, guide_database
 from datamig_nb.errors import DatamigError
 from datamig_nb.export import Export, export
 from datamig_nb.extraction import extract_table
+from datamig_nb.html_pages import save_html
 from datamig_nb.migration import Migration, Steps
 from datamig_nb.operations import (
     add_column,
@@ -54,11 +45,9 @@ from datamig_nb.operations import (
     rename_table,
     sql,
 )
-from datamig_nb.pages import save_html
 from datamig_nb.patterns import map_values, split_column
 from datamig_nb.preview import Preview, preview
 from datamig_nb.profile import profile
-from datamig_nb.profiled import TableProfile
 from datamig_nb.project import create_project
 from datamig_nb.reference_rows import put_rows
 from datamig_nb.rehearsal import Rehearsal
@@ -67,7 +56,18 @@ from datamig_nb.render import Revision, render
 from datamig_nb.revision_file import read_revision
 from datamig_nb.rewriting import batched_update, cross_table, normalize, transform_rows
 from datamig_nb.set_aside import SetAside, conflicts, quarantined
+from datamig_nb.step_groups import (
+    advance_sequence,
+    drop_columns,
+    drop_tables,
+    extract_values,
+    fill_new_column,
+    fill_nulls,
+    fill_unique,
+    rebuild_enum,
+)
 from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step
+from datamig_nb.table_profile import TableProfile
 from datamig_nb.transforms import transform
 from datamig_nb.validate import ValidationReport, validate
 from datamig_nb.vetted import verify

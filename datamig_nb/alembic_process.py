@@ -43,8 +43,8 @@ SELECT concat_ws(' ', oid, extract(epoch FROM pg_postmaster_start_time()))
 #: The word that brings the database to where the revision begins, and tells where that is.
 PREPARE = "prepare"
 
-# What the docstring of a revision says that was rendered.
-_OURS = "Written by datamig_nb"
+#: What the docstring of a rendered revision says.
+WRITTEN_BY = "Written by datamig_nb"
 
 _POSTGRESQL = re.compile(r"postgres(?:ql)?(\+\w+)?://")
 
@@ -208,7 +208,7 @@ def _prepare(ini: str, begin: str | None, revision: str, url: str) -> dict[str, 
     if seen["done"]:
         return seen
     known: Any = None if seen["heads"] else begin
-    while known and _OURS in (script.get_revision(known).longdoc or ""):
+    while known and WRITTEN_BY in (script.get_revision(known).longdoc or ""):
         known = script.get_revision(known).down_revision
     seen["stamped"] = known
     seen["upgraded"] = begin is not None and begin not in (*seen["heads"], known)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from alembic.operations import ops
 
-from datamig_nb import kept, schema, sequence, statements, swaps, walks
+from datamig_nb import kept, schema, statements, step_effects, swaps, walks
 from datamig_nb.checks import QueryCheck, RowCheck, Unchanged
 from datamig_nb.compound import ChangeType, Exchanged, MergeRows, Swap
 from datamig_nb.draft import ID, Draft, function_text, python_text, step_line, takes_away
@@ -49,7 +49,7 @@ def _way_back_of(draft: Draft, step: Step) -> tuple[Statement, ...] | NoWayBack:
         lost = [str(c) for c in step.columns if not c.keep and c.back is None]
         return NoWayBack(reason=f"the old {', '.join(lost)} is dropped") if lost else ()
     assert not isinstance(step, ChangeType | MergeRows)  # taken apart before
-    if sequence.goes_with_another(step, draft.migration.steps):
+    if step_effects.goes_with_another(step, draft.migration.steps):
         return ()
     if isinstance(step, ops.DropColumnOp | ops.DropTableOp) and draft.keeper(step) is not None:
         return add_back(draft, step)

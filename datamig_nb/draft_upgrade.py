@@ -256,11 +256,22 @@ def _insert(draft: Draft, step: InsertRows) -> list[str]:
     known = draft.catalog.table(step.table).columns
     numbered = any(c.generated and not c.computed and c.name in columns for c in known)
     place = (ID, name)
-    insert = kept.insert_batch(step, columns, saved, changed, key, place, overriding=numbered)
+    more, read, after = walks.options(step.walk, _hold(draft, step)), step, list[str]()
+    if walks.is_run_once(step):
+        rows = f"datamig.rows_{ID}_{draft.number(step)}"
+        made = draft.constant(
+            f"run the query for {step.table.name}", statements.run_once(step, rows, place)
+        )
+        lines.append(f"step({made})")
+        after.append(step_line(f"DROP TABLE IF EXISTS {rows}"))
+        read = replace(step, select=f"TABLE {rows}")
+    else:
+        more["least_rows"] = "JOINED_BATCH_ROWS"
+    insert = kept.insert_batch(read, columns, saved, changed, key, place, overriding=numbered)
     work = draft.constant(f"insert into {step.table.name}", insert)
-    more = {"relation": draft.constant(f"source of {step.table.name}", statements.source(step))}
-    more |= walks.options(step.walk, _hold(draft, step)) | {"least_rows": "JOINED_BATCH_ROWS"}
-    return [*lines, draft.run(name, step.table, tuple(map(quote, step.key)), work, more)]
+    more["relation"] = draft.constant(f"source of {step.table.name}", statements.source(read))
+    walk = draft.run(name, step.table, tuple(map(quote, step.key)), work, more)
+    return [*lines, walk, *after]
 
 
 def _delete(draft: Draft, step: DeleteRows) -> list[str]:

@@ -32,6 +32,10 @@ from collections.abc import Iterable
 class DatamigError(Exception):
     """Base of all errors raised on purpose by datamig_nb."""
 
+    def __init__(self, what: str, advice: str) -> None:
+        self.what, self.advice = what, advice
+        super().__init__(f"{what}; {advice}")
+
 
 # ---------------------------------------------------------------- the database
 
@@ -44,32 +48,24 @@ class ConnectionFailedError(DatabaseError):
     """No connection: wrong address, name, password, or nothing is listening."""
 
     def __init__(self, target: str, reason: str, advice: str) -> None:
-        self.target, self.reason, self.advice = target, reason, advice
-        super().__init__(f"cannot connect to {target}: {reason}; {advice}")
+        self.target, self.reason = target, reason
+        super().__init__(f"cannot connect to {target}: {reason}", advice)
 
 
 class ServerStartError(DatabaseError):
     """The embedded server could not be found, made or started."""
 
-    def __init__(self, what: str, advice: str) -> None:
-        self.what, self.advice = what, advice
-        super().__init__(f"{what}; {advice}")
-
 
 class PermissionDeniedError(DatabaseError):
     """The role lacks a privilege; the message names the one to grant."""
-
-    def __init__(self, what: str, advice: str) -> None:
-        self.what, self.advice = what, advice
-        super().__init__(f"{what}; {advice}")
 
 
 class QueryError(DatabaseError):
     """A statement failed for a reason that none of the other classes names."""
 
     def __init__(self, what: str, sqlstate: str, reason: str, advice: str) -> None:
-        self.what, self.sqlstate, self.reason, self.advice = what, sqlstate, reason, advice
-        super().__init__(f"{what} failed: {reason} (SQLSTATE {sqlstate}); {advice}")
+        self.sqlstate, self.reason = sqlstate, reason
+        super().__init__(f"{what} failed: {reason} (SQLSTATE {sqlstate})", advice)
 
 
 # ---------------------------------------------------------------- the catalog
@@ -85,7 +81,7 @@ class UnknownTableError(CatalogError):
     def __init__(self, table: str, near: Iterable[str]) -> None:
         self.table, self.near = table, tuple(near)
         choice = f"did you mean {_listed(self.near)}?" if self.near else "check schema and name"
-        super().__init__(f"there is no table {table!r}; {choice}")
+        super().__init__(f"there is no table {table!r}", choice)
 
 
 class UnknownColumnError(CatalogError):
@@ -94,7 +90,7 @@ class UnknownColumnError(CatalogError):
     def __init__(self, table: str, column: str, known: Iterable[str]) -> None:
         self.table, self.column, self.known = table, column, tuple(known)
         super().__init__(
-            f"table {table!r} has no column {column!r}; use one of {_listed(self.known)}"
+            f"table {table!r} has no column {column!r}", f"use one of {_listed(self.known)}"
         )
 
 
@@ -105,7 +101,8 @@ class MissingKeyError(CatalogError):
         self.table = table
         super().__init__(
             f"table {table!r} has no primary key and no unique index over NOT NULL columns, so"
-            " batches cannot resume; add one, for example with CREATE UNIQUE INDEX CONCURRENTLY"
+            " batches cannot resume",
+            "add one, for example with CREATE UNIQUE INDEX CONCURRENTLY",
         )
 
 
@@ -114,10 +111,6 @@ class MissingKeyError(CatalogError):
 
 class MigrationError(DatamigError):
     """The description of a migration contradicts itself or the database."""
-
-    def __init__(self, what: str, advice: str) -> None:
-        self.what, self.advice = what, advice
-        super().__init__(f"{what}; {advice}")
 
 
 class ExpressionError(MigrationError):
@@ -134,10 +127,6 @@ class ExpressionError(MigrationError):
 class RunError(DatamigError):
     """A run that is not there was named, or it cannot be paused, resumed or cancelled now."""
 
-    def __init__(self, what: str, advice: str) -> None:
-        self.what, self.advice = what, advice
-        super().__init__(f"{what}; {advice}")
-
 
 # ---------------------------------------------------------------- rehearsal and export
 
@@ -145,33 +134,20 @@ class RunError(DatamigError):
 class RehearsalError(DatamigError):
     """The rehearsal could not be carried out; nothing was changed in the source."""
 
-    def __init__(self, what: str, advice: str) -> None:
-        self.what, self.advice = what, advice
-        super().__init__(f"{what}; {advice}")
-
 
 class ExportRefusedError(DatamigError):
     """The revision may not be exported: not rehearsed, changed since, or failed."""
 
     def __init__(self, why: str, advice: str) -> None:
-        self.why, self.advice = why, advice
-        super().__init__(f"not exported: {why}; {advice}")
+        super().__init__(f"not exported: {why}", advice)
 
 
 class NotVettedError(DatamigError):
     """A revision file carries no evidence, or was edited after it was vetted."""
 
-    def __init__(self, what: str, advice: str) -> None:
-        self.what, self.advice = what, advice
-        super().__init__(f"{what}; {advice}")
-
 
 class AlembicProjectError(DatamigError):
     """The Alembic project cannot take the revision as it stands."""
-
-    def __init__(self, what: str, advice: str) -> None:
-        self.what, self.advice = what, advice
-        super().__init__(f"{what}; {advice}")
 
 
 class MissingExtraError(DatamigError):
@@ -180,8 +156,8 @@ class MissingExtraError(DatamigError):
     def __init__(self, what: str, package: str, extra: str) -> None:
         self.package, self.extra = package, extra
         super().__init__(
-            f"{what} needs {package}, which is not installed;"
-            f" run: python -m pip install 'datamig-nb[{extra}]'"
+            f"{what} needs {package}, which is not installed",
+            f"run: python -m pip install 'datamig-nb[{extra}]'",
         )
 
 

@@ -7,17 +7,16 @@ from itertools import groupby
 
 import sqlalchemy as sa
 
-from datamig_nb.catalog import with_children
+from datamig_nb.catalog_reader import with_children_of_deleted
 from datamig_nb.compound import ChangeType, MergeRows, Swap
 from datamig_nb.database import Database
 from datamig_nb.errors import MigrationError
 from datamig_nb.kept import children
-from datamig_nb.merged import merge
 from datamig_nb.migration import Migration, Step
 from datamig_nb.names import TableName
-from datamig_nb.retyped import retype
-from datamig_nb.sequence import made, relation
+from datamig_nb.row_merge import merge
 from datamig_nb.statements import names_in
+from datamig_nb.step_effects import made, relation
 from datamig_nb.steps import (
     Backfill,
     BackUp,
@@ -30,6 +29,7 @@ from datamig_nb.steps import (
 from datamig_nb.tables import Reference, Table, read_table
 from datamig_nb.targets import deletions
 from datamig_nb.transforms import Transform
+from datamig_nb.type_change import retype
 
 
 def expanded(db: Database, migration: Migration) -> Migration:
@@ -72,7 +72,7 @@ def _apart(connection: sa.Connection, step: DeleteRows, earlier: Iterable[Step])
         return []
     named = (step.table, *(() if step.dependants == "all" else step.dependants))
     tables = {table: read_table(connection, table) for table in named}
-    tables = with_children(connection, tables, [step])
+    tables = with_children_of_deleted(connection, tables, [step])
     parts = deletions(step, tables)
     steps: list[Step] = []
     for part in parts:

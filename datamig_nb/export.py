@@ -16,7 +16,7 @@ from alembic.util.exc import CommandError
 
 from datamig_nb.display import Shown
 from datamig_nb.errors import AlembicProjectError, ExportRefusedError
-from datamig_nb.pages import page
+from datamig_nb.html_pages import page
 from datamig_nb.project import Project
 from datamig_nb.rehearsal import Rehearsal
 from datamig_nb.render import Revision

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from datamig_nb.beside import lock, writers
-from datamig_nb.scene import FaultResult, Scene
-from datamig_nb.stopped import crash, full, kill
+from datamig_nb.fault_scene import FaultResult, Scene
+from datamig_nb.faults_meanwhile import lock, writers
+from datamig_nb.faults_stopping import crash, full, kill
 
 #: Name of each fault -> what carries it out; one that raises a DatamigError counts as failed.
 FAULTS: Mapping[str, Callable[[Scene], FaultResult]] = {

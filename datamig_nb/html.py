@@ -13,14 +13,14 @@ from datamig_nb import display
 from datamig_nb.checks import QueryCheck, RowCheck
 from datamig_nb.clones import Clones
 from datamig_nb.export import Export
+from datamig_nb.html_pages import templates
 from datamig_nb.migration import Migration, Step, describe
-from datamig_nb.pages import templates
 from datamig_nb.preview import BackfillPreview, Preview
-from datamig_nb.profiled import TableProfile
 from datamig_nb.rehearsal import Rehearsal
 from datamig_nb.render import Revision
 from datamig_nb.set_aside import SetAside
 from datamig_nb.steps import Backfill, KeepInStep
+from datamig_nb.table_profile import TableProfile
 from datamig_nb.transforms import Transform
 from datamig_nb.validate import ValidationReport
 from datamig_nb.watch import Runs

@@ -30,8 +30,8 @@ from datamig_nb.measure import (
 )
 from datamig_nb.names import TableName
 from datamig_nb.plans import plans_of_batches
+from datamig_nb.server_counters import Totals, database_size, growths, totals
 from datamig_nb.statements import names_in
-from datamig_nb.totals import Totals, database_size, growths, totals
 
 #: Seconds between two looks; more where one takes longer than a tenth of that.
 LOOK_SECONDS = 0.02

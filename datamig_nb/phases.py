@@ -21,9 +21,9 @@ from datamig_nb.draft import takes_away
 from datamig_nb.errors import MigrationError
 from datamig_nb.migration import CreateEnum, Migration, Step, describe, step_table
 from datamig_nb.names import TableName, literal
-from datamig_nb.sequence import freed, made
 from datamig_nb.stages import Found
 from datamig_nb.statements import names_in
+from datamig_nb.step_effects import freed, made
 from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Sql
 from datamig_nb.transforms import Transform
 

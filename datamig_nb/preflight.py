@@ -18,8 +18,8 @@ from datamig_nb import ddl, dropped, stages
 from datamig_nb.compound import CreateTableAs, Swap
 from datamig_nb.migration import CreateEnum, Step, step_table
 from datamig_nb.names import TableName, literal, sqlalchemy_dialect
-from datamig_nb.sequence import Thing, freed, made, relation
 from datamig_nb.stages import Condition
+from datamig_nb.step_effects import Thing, freed, made, relation
 
 #: A condition, and what must not have been touched by an earlier step for it to be asked.
 _Wanted: TypeAlias = tuple[Thing, Condition]

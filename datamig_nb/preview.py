@@ -15,7 +15,8 @@ import pandas as pd
 import sqlalchemy as sa
 
 from datamig_nb import preview_hazards, preview_sql
-from datamig_nb.catalog import Catalog, read_catalog
+from datamig_nb.catalog import Catalog
+from datamig_nb.catalog_reader import read_catalog
 from datamig_nb.database import STATEMENT_TIMEOUT_SECONDS, Database, explained, run
 from datamig_nb.display import Shown, visible
 from datamig_nb.errors import QueryError

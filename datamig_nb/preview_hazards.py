@@ -17,7 +17,7 @@ from datamig_nb.expressions import listed
 from datamig_nb.migration import Migration, Step, step_table
 from datamig_nb.names import TableName, quote
 from datamig_nb.predicted import changed_types, foreseen, predicted_rows, rows_told
-from datamig_nb.sequence import freed
+from datamig_nb.step_effects import freed
 from datamig_nb.steps import Backfill, DeleteRows, InsertRows
 from datamig_nb.tables import Table
 from datamig_nb.transforms import Transform

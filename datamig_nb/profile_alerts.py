@@ -8,7 +8,7 @@ from typing import Any
 
 from datamig_nb.display import counted
 from datamig_nb.names import quote
-from datamig_nb.profiled import Alert, CandidateKey, ColumnProfile, Reference
+from datamig_nb.table_profile import Alert, CandidateKey, ColumnProfile, Reference
 from datamig_nb.tables import Table
 
 # FROM user and the like do not fail: each of these is a function that is called without ().
@@ -19,7 +19,7 @@ _VALUE_WORDS = frozenset(
 
 
 def table_alerts(table: Table, facts: Any, keys: Sequence[CandidateKey]) -> Iterator[Alert]:
-    """What is odd about the table itself; ``facts`` is its row of ``profile_sql.TABLE``."""
+    """What is odd about the table itself; ``facts`` is its row of ``profile_catalog.TABLE``."""
     name, found = table.name.name, list[tuple[str, str, str]]()
     if name in _VALUE_WORDS:
         what = f"{name} is a reserved word: SELECT count(*) FROM {name} counts something else"

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import pandas as pd
 
 from datamig_nb.display import Shown, counted
+from datamig_nb.fault_scene import FaultResult
 from datamig_nb.forecast import Forecast
 from datamig_nb.hazards import Hazard
 from datamig_nb.measure import Measured
 from datamig_nb.render import Revision
-from datamig_nb.scene import FaultResult
 from datamig_nb.validate import ValidationReport
 from datamig_nb.verdict import Verdict
 

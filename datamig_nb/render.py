@@ -13,7 +13,8 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamig_nb.catalog import read_catalog
+from datamig_nb.alembic_process import WRITTEN_BY
+from datamig_nb.catalog_reader import read_catalog
 from datamig_nb.database import Database
 from datamig_nb.display import Shown
 from datamig_nb.draft import ID, Draft
@@ -139,12 +140,12 @@ def render(
 
 _DATE = "(Create Date)"
 
-_PROMISE = """\
+_PROMISE = f"""\
 Each step and each batch of rows commits by itself, a batch together with its row in datamig.run:
 stopped at any point, the upgrade goes on where it was when Alembic runs again.  No statement waits
 for a lock longer than LOCK_TIMEOUT or holds a strong one while it reads the table.
 
-Written by datamig_nb; needs {needs} PostgreSQL {server} or newer, nothing else."""
+{WRITTEN_BY}; needs {{needs}} PostgreSQL {{server}} or newer, nothing else."""
 
 _COMPUTES = """\
 Rows are computed in Python by the code under "Python": Alembic must be connected, --sql is refused.
@@ -160,10 +161,11 @@ def _document(draft: Draft, down_revision: str | None) -> str:
     story = "\n\n\n".join((upgrade(draft), downgrade(draft)))
     constants = "\n\n".join(draft.constants)
     parts = machinery(f"{story}\n{constants}", draft.imports)
-    own = machinery(f"{story}\n{constants}")
-    draft.require_free_names(
-        "\n".join((own.imports, own.settings, story, constants, own.functions, "revision = ID"))
-    )
+    if draft.migration.transforms:
+        own = machinery(f"{story}\n{constants}")
+        draft.require_free_names(
+            "\n".join((own.imports, own.settings, story, constants, own.functions, "revision = ID"))
+        )
     pasted = f"# -------- Python\n\n\n{draft.pasted}\n\n\n" if draft.pasted else ""
     settings = f"\n\n{parts.settings}" if parts.settings else ""
     statements = f"# -------- SQL\n\n{constants}\n\n\n" if constants else ""
@@ -209,7 +211,7 @@ def _docstring(draft: Draft, down_revision: str | None) -> str:
     needs = f"Alembic, {', '.join(packages)} and" if packages else "Alembic and"
     promise = _PROMISE.format(needs=needs, server=draft.minimum_server)
     if draft.migration.transforms:
-        promise = promise.replace("Written by", f"{_COMPUTES}Written by")
+        promise = promise.replace(WRITTEN_BY, f"{_COMPUTES}{WRITTEN_BY}")
     text = (
         f"{title[:1].upper()}{title[1:]}.\n\nRevision ID: {ID}\n"
         f"Revises: {down_revision or ''}\nCreate Date: {_DATE}\n\nUpgrade\n{steps}\n\n"

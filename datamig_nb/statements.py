@@ -223,6 +223,30 @@ def source(step: InsertRows) -> str:
     return f"(\n{step.select}\n) AS source"
 
 
+def run_once(step: InsertRows, rows: str, place: tuple[str, str]) -> str:
+    """Run the query of the step into a table, for its batches to read.
+
+    ``place`` is the revision and the name of the walk.
+    """
+    keys = ", ".join(map(quote, step.key))
+    walk = f"datamig.run WHERE (revision, step) = ({', '.join(map(literal, place))})"
+    return f"""DO $datamig$
+BEGIN
+    IF EXISTS (SELECT FROM {walk} AND cursor = stop) THEN
+        RETURN;  -- all of them are put in
+    ELSIF EXISTS (SELECT FROM {walk} AND status = 'failed') THEN
+        DROP TABLE IF EXISTS {rows};  -- the row may be repaired where it came from
+    END IF;
+    SET LOCAL row_security = off;  -- rather an error than rows unseen
+    CREATE TABLE IF NOT EXISTS {rows} AS
+    SELECT * FROM {source(step)}
+     ORDER BY {keys};
+    CREATE INDEX IF NOT EXISTS {rows.partition(".")[2]}_key ON {rows} ({keys});
+    ANALYZE {rows};
+END
+$datamig$"""
+
+
 def failing_rows(check: Check, key: Sequence[str]) -> str:
     """The query of a check's failing rows; keys where the check reads the rows of one table."""
     if not isinstance(check, RowCheck):

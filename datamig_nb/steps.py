@@ -251,8 +251,10 @@ def insert_rows(
     Parameters
     ----------
     select
-        SELECT whose columns are named like the columns of the table that they fill.  Where it
-        reads that table itself, it sees what batches before have put in.
+        SELECT whose columns are named like the columns of the table that they fill.  Each batch
+        reads its range of the key; where the query reads that table itself, it sees what batches
+        before have put in.  A query over all rows (DISTINCT, GROUP BY, a window, UNION, …) is run
+        once, into a table of the schema ``datamig`` that is dropped behind the last batch.
     key
         Columns of the query by which it is walked; never NULL there.
     columns

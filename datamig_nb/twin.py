@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from datamig_nb.catalog import Catalog
 from datamig_nb.inlined_values import Kind, reader, text_expression, writer
-from datamig_nb.readable import kinds
+from datamig_nb.python_values import kinds
 from datamig_nb.transforms import Transform
 
 #: Differences that are shown, the most frequent first.

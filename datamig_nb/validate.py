@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import sqlalchemy as sa
 
-from datamig_nb import sequence, statements
+from datamig_nb import statements, step_effects
 from datamig_nb.checks import Check, RowCheck
 from datamig_nb.database import STATEMENT_TIMEOUT_SECONDS, Database, run
 from datamig_nb.display import Shown, counted
@@ -119,7 +119,7 @@ def _reads_gone(check: Check, migration: Migration) -> bool:
     """Whether a step behind the check drops or renames what it reads."""
     place = next((n for n, step in enumerate(migration.steps) if step is check), None)
     later = () if place is None else migration.steps[place + 1 :]
-    things = (thing for step in later for thing in sequence.freed(step))
+    things = (thing for step in later for thing in step_effects.freed(step))
     gone = {part or name.name for kind, name, part in things if kind in ("relation", "column")}
     return bool(gone & statements.names_in(check.failing))
 

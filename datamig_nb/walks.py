@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from datamig_nb import ddl, sequence, statements, targets
+from datamig_nb import ddl, statements, step_effects, targets
 from datamig_nb.catalog import Catalog
 from datamig_nb.checks import Check
 from datamig_nb.compound import Swap
@@ -122,7 +122,7 @@ def columns_held(table: TableName, migration: Migration, catalog: Catalog) -> li
     That is not so where an expression gives another value each time, comes from another table, or
     reads what the same step or a later one writes, or what goes.
     """
-    freed = [thing for step in migration.steps for thing in sequence.freed(step)]
+    freed = [thing for step in migration.steps for thing in step_effects.freed(step)]
     gone = {part or name.name for kind, name, part in freed if kind in ("relation", "column")}
     steps = [step for step in migration.backfills if step.table == table]
     loose: set[str] = set()
@@ -240,6 +240,21 @@ def _column(text: str) -> tuple[str, ...]:
     if not re.fullmatch(r'(\w+|"[^"]+")(\.(\w+|"[^"]+"))?', text):
         return ()
     return tuple(quoted or plain.lower() for quoted, plain in re.findall(r'"([^"]+)"|(\w+)', text))
+
+
+# What is computed over all rows: a range of the key would be cut out of it afterwards.
+_OVER_ALL = re.compile(
+    r"\b(distinct(?!\s+from\b)|group\s+by|over|union(?!\s+all\b)|intersect|except|recursive)\b",
+    re.IGNORECASE,
+)
+
+
+def is_run_once(step: InsertRows) -> bool:
+    """Whether the query groups, compares or numbers rows, which each batch would do with all.
+
+    Besides, numbers that a window gives would not be the same once the application has written.
+    """
+    return _OVER_ALL.search(ddl.bare(step.select)) is not None
 
 
 def options(walk: Walk, hold: str | None) -> dict[str, str]:

@@ -99,7 +99,8 @@ def test_a_natural_key_gives_way_to_a_number_and_comes_back(
             using="shop", on="shop.code = sale.code",
         ),
         dm.fill_new_column(
-            "shop", sa.Column("after_id", number), "s.id", using="shop AS s", on="s.code = shop.after"
+            "shop", sa.Column("after_id", number), "s.id",
+            using="shop AS s", on="s.code = shop.after",
         ),
         dm.drop_constraint("sale_shop", "sale"),
         *(dm.drop_constraint(f"{table}_pkey", table) for table in ("shop", "sale")),

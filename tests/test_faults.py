@@ -10,16 +10,16 @@ import sqlalchemy as sa
 
 import datamig_nb as dm
 from datamig_nb.alembic_runs import VERSION_TABLE, runner_for
-from datamig_nb.beside import lock_timeout
 from datamig_nb.clone import cloned
 from datamig_nb.database import Database
+from datamig_nb.fault_scene import Scene, end_state
 from datamig_nb.faults import FAULTS
+from datamig_nb.faults_meanwhile import lock_timeout
 from datamig_nb.meter import measuring
 from datamig_nb.names import TableName
 from datamig_nb.rehearsal import Rehearsal
 from datamig_nb.rehearse import rehearse
 from datamig_nb.render import Revision, render
-from datamig_nb.scene import Scene, end_state
 from datamig_nb.snapshot import user_tables
 from tests.alembic_project import with_settings
 from tests.runs import small_batches

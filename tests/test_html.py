@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 import sqlalchemy as sa
 
-from datamig_nb import display, pages
+from datamig_nb import display, html_pages
 from datamig_nb.checks import check, no_nulls
 from datamig_nb.clones import Clones, LeftClone
 from datamig_nb.display import Shown, to_html
@@ -21,7 +21,11 @@ from datamig_nb.migration import Migration
 from datamig_nb.operations import add_column, create_enum
 from datamig_nb.preview import BackfillPreview, MapRow, Preview, SampleRow
 from datamig_nb.preview_hazards import Hazard
-from datamig_nb.profiled import (
+from datamig_nb.rehearsal import Rehearsal, Stage
+from datamig_nb.render import Revision
+from datamig_nb.set_aside import SetAside
+from datamig_nb.steps import backfill, keep_in_step
+from datamig_nb.table_profile import (
     Alert,
     CandidateKey,
     ColumnProfile,
@@ -29,10 +33,6 @@ from datamig_nb.profiled import (
     TableProfile,
     ValueCount,
 )
-from datamig_nb.rehearsal import Rehearsal, Stage
-from datamig_nb.render import Revision
-from datamig_nb.set_aside import SetAside
-from datamig_nb.steps import backfill, keep_in_step
 from datamig_nb.validate import CheckResult, ValidationReport
 from datamig_nb.watch import Runs, RunState
 
@@ -671,7 +671,7 @@ def test_a_revision_of_5000_lines_is_cut_and_says_so() -> None:
 
 
 def test_page_is_a_document_with_the_same_markup_in_light_and_dark() -> None:
-    document = pages.page(REPORT, PREVIEW)
+    document = html_pages.page(REPORT, PREVIEW)
 
     assert document.startswith('<!DOCTYPE html>\n<html lang="en">')
     assert document.endswith("</body>\n</html>\n")
@@ -683,13 +683,13 @@ def test_page_is_a_document_with_the_same_markup_in_light_and_dark() -> None:
 
 def test_page_of_what_has_no_renderer_is_refused() -> None:
     with pytest.raises(TypeError, match="int has no HTML"):
-        pages.page(REPORT, 3)
+        html_pages.page(REPORT, 3)
 
 
 def test_page_can_be_saved(tmp_path: Path) -> None:
-    pages.save_html(tmp_path / "report.html", REPORT)
+    html_pages.save_html(tmp_path / "report.html", REPORT)
 
-    assert (tmp_path / "report.html").read_text(encoding="utf-8") == pages.page(REPORT)
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == html_pages.page(REPORT)
 
 
 def test_renderers_are_found_by_type_only() -> None:

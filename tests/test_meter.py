@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 import datamig_nb as dm
 from datamig_nb.alembic_runs import AlembicRun, runner_for
-from datamig_nb.application import as_others
 from datamig_nb.database import Database
+from datamig_nb.fault_application import as_others
 from datamig_nb.meter import Meter, measuring
 from datamig_nb.render import render
 from tests.runs import held, wait_until

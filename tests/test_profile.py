@@ -24,7 +24,7 @@ from datamig_nb.errors import (
 from datamig_nb.names import TableName
 from datamig_nb.profile import profile
 from datamig_nb.profile_sql import Measured
-from datamig_nb.profiled import (
+from datamig_nb.table_profile import (
     SEVERITIES,
     CandidateKey,
     ColumnProfile,

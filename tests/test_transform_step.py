@@ -16,9 +16,9 @@ from datamig_nb.checks import no_nulls
 from datamig_nb.database import Database
 from datamig_nb.errors import MigrationError, MissingKeyError
 from datamig_nb.export import export
+from datamig_nb.html_pages import page
 from datamig_nb.migration import Migration
 from datamig_nb.operations import add_column, alter_column
-from datamig_nb.pages import page
 from datamig_nb.preview import preview
 from datamig_nb.rehearse import rehearse
 from datamig_nb.render import render

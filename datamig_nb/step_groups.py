@@ -16,7 +16,7 @@ from datamig_nb.errors import MigrationError
 from datamig_nb.expr import array_elements, recode
 from datamig_nb.expressions import Expression, expression_text, expressions, listed
 from datamig_nb.migration import Step, Steps
-from datamig_nb.names import TableName, literal, quote
+from datamig_nb.names import TableName, cut, literal, quote
 from datamig_nb.operations import (
     add_column,
     alter_column,
@@ -122,7 +122,7 @@ def fill_unique(
     name = TableName.parse(table)
     keys = (key,) if isinstance(key, str) else tuple(key)
     rows = f"{quote(column)} IS NULL" if where is None else expression_text(where)
-    names = TableName("datamig", f"names_{name.name}_{column}"[:63])
+    names = TableName("datamig", cut(f"names_{name.name}_{column}"))
     text = _unique_names(name, column, expression_text(base), rows, within, order, keys)
     named = {f"its_{part}": f"{quote(name.name)}.{quote(part)}" for part in keys}
     same = " AND ".join(f"named.{quote(own)} = {part}" for own, part in named.items())
@@ -253,10 +253,10 @@ def extract_values(
                 f"{quote(column)} IS NOT NULL AND {quote(reference)} IS NULL",
             ),
             create_index(
-                f"{table.name}_{reference}_idx"[:63], table.name, [reference], schema=table.schema
+                cut(f"{table.name}_{reference}_idx"), table.name, [reference], schema=table.schema
             ),
             create_foreign_key(
-                f"{table.name}_{reference}_fkey"[:63],
+                cut(f"{table.name}_{reference}_fkey"),
                 table.name,
                 made.name,
                 [reference],

@@ -15,10 +15,10 @@ from datamig_nb.clones import maintain
 from datamig_nb.database import Database
 from datamig_nb.display import counted
 from datamig_nb.errors import RehearsalError, ServerStartError
+from datamig_nb.fault_scene import FaultResult, Gauge, Scene, Way, wait_for
 from datamig_nb.measure import Measured
 from datamig_nb.names import quote
 from datamig_nb.own_server import OwnServer, own_server
-from datamig_nb.scene import FaultResult, Gauge, Scene, Way, wait_for
 from datamig_nb.snapshot import Snapshot
 
 #: How often a process is killed, and a server crashed.

@@ -14,14 +14,14 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from datamig_nb.alembic_runs import AlembicRun, Running
-from datamig_nb.application import Writer, as_others
 from datamig_nb.database import Database, explained, run
 from datamig_nb.display import counted
 from datamig_nb.errors import QueryError
+from datamig_nb.fault_application import Writer, as_others
+from datamig_nb.fault_scene import LOOK_SECONDS, FaultResult, Scene
 from datamig_nb.meter import measuring
 from datamig_nb.migration import Migration, Step
 from datamig_nb.names import TableName, quote
-from datamig_nb.scene import LOOK_SECONDS, FaultResult, Scene
 from datamig_nb.snapshot import hash_columns
 from datamig_nb.statements import names_in
 from datamig_nb.steps import Backfill, DeleteRows, InsertRows, KeepInStep, Sql

@@ -7,14 +7,13 @@ and arrays that do not count from 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
 
-import psycopg
 import sqlalchemy as sa
 
 from datamig_nb.checks import RowCheck
 from datamig_nb.inlined_values import Kind
 from datamig_nb.names import TableName
+from datamig_nb.sql_analysis import result_columns
 from datamig_nb.transforms import Transform
 
 # Type -> SQL condition of the values {} that Python cannot hold.
@@ -33,7 +32,7 @@ _KINDS = """
 SELECT format_type(pg_type.oid, NULL),
        coalesce(base.typname, element.typname, pg_type.typname)::text,
        element.oid IS NOT NULL
-  FROM unnest(%s::oid[]) WITH ORDINALITY AS asked (id, place)
+  FROM unnest(CAST(:types AS oid[])) WITH ORDINALITY AS asked (id, place)
   JOIN pg_type ON pg_type.oid = asked.id LEFT JOIN pg_type AS element
     ON pg_type.typcategory = 'A' AND element.oid = pg_type.typelem
   LEFT JOIN pg_type AS base ON element.typtype = 'd' AND base.oid = element.typbasetype
@@ -43,11 +42,9 @@ SELECT format_type(pg_type.oid, NULL),
 
 def kinds(connection: sa.Connection, table: TableName, expressions: Sequence[str]) -> list[Kind]:
     """The types of expressions over the rows of a table."""
-    raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
-    with raw.cursor() as cursor:
-        cursor.execute(f"SELECT {', '.join(expressions)} FROM {table.sql} LIMIT 0".encode())
-        cursor.execute(_KINDS, [[column.type_code for column in cursor.description or ()]])
-        return [Kind(*row) for row in cursor]
+    query = f"SELECT {', '.join(expressions)} FROM {table.sql} LIMIT 0"
+    types = [column.type for column in result_columns(connection, query)]
+    return [Kind(*row) for row in connection.execute(sa.text(_KINDS), {"types": types})]
 
 
 def readable_checks(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, cast
 
-import psycopg
 import sqlalchemy as sa
 
 from datamig_nb.compound import Exchanged
-from datamig_nb.errors import MigrationError
+from datamig_nb.errors import MigrationError, QueryError
 from datamig_nb.names import TableName, literal, quote
-from datamig_nb.retyped_value import WHOLE, Change, is_volatile, reads_new_columns
+from datamig_nb.sql_analysis import refusals, volatile_names
 from datamig_nb.swaps import renamed
+from datamig_nb.type_change_value import WHOLE, Change, reads_new_columns
 
 _BELONGING = """
 SELECT attnotnull, attidentity::text, pg_get_expr(adbin, adrelid) AS default,
@@ -98,27 +97,25 @@ def _new_default(connection: sa.Connection, change: Change, default: str) -> str
     given = re.sub(
         rf"(?<![\w.\"]){re.escape(quote(step.column))}(?![\w(\"])", lambda _: given, change.pattern
     )
-    raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    is_volatile = volatile_names(connection, [given])
+    which = " WHERE FALSE" if is_volatile else ""
     try:
-        with raw.transaction(), raw.cursor() as cursor:
-            if is_volatile(connection, given):
-                cursor.execute(f"SELECT {given} WHERE FALSE".encode())
-                return given
-            cursor.execute(f"SELECT ({given})::text".encode())
-            found = cursor.fetchone()
-            assert found is not None
-            return "NULL" if found[0] is None else f"{literal(found[0])}::{change.type}"
-    except psycopg.Error as error:
-        if error.sqlstate in (None, "42501"):
-            raise
-        if error.sqlstate == "42703":
-            raise MigrationError(
-                f"{step.column!r} of {str(step.table)!r} has the default {default}, and a default"
-                " cannot read other columns",
-                "take it away with alter_column(…, server_default=None) in a step before",
-            ) from error
+        with refusals(connection) as cursor:
+            cursor.execute(
+                f"SELECT ({given})::text{' WHERE FALSE' if is_volatile else ''}".encode()
+            )
+            (found,) = cursor.fetchone() or (None,)
+    except QueryError as error:
+        reads = error.sqlstate == "42703"  # a column
+        what = (
+            "and a default cannot read other columns"
+            if reads
+            else (f"which is no value of type {change.type}: {error.reason}")
+        )
         raise MigrationError(
-            f"the default {default} of {step.column!r} of {str(step.table)!r} is no value of type"
-            f" {change.type}: {error.diag.message_primary}",
+            f"{step.column!r} of {str(step.table)!r} has the default {default}, {what}",
             "take it away with alter_column(…, server_default=None) in a step before",
         ) from error
+    if is_volatile:
+        return given
+    return "NULL" if found is None else f"{literal(found)}::{change.type}"

@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
-import psycopg
 import sqlalchemy as sa
 
 from datamig_nb.compound import Hanging
-from datamig_nb.errors import MigrationError
-from datamig_nb.names import TableName, literal, quote
-from datamig_nb.retyped_value import WHOLE, Change, cut
-from datamig_nb.sequence import Thing
+from datamig_nb.errors import MigrationError, QueryError
+from datamig_nb.names import TableName, cut, literal, quote
+from datamig_nb.sql_analysis import result_columns
+from datamig_nb.step_effects import Thing
 from datamig_nb.steps import KeepInStep
 from datamig_nb.swaps import renamed
+from datamig_nb.type_change_value import WHOLE, Change
 
 _HANGING = """
 SELECT contype::text AS kind, n.nspname AS schema, t.relname AS table, conname AS name,
@@ -129,16 +129,11 @@ def _require_fits(
     news = ", ".join(f"CAST(NULL AS {change.type}) AS {quote(change.new)}" for change in here)
     names = {change.step.column: change.new for change in here}
     query = f"SELECT {renamed(text, names)}\n  FROM (SELECT *, {news} FROM {table.sql}) AS changed"
-    raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
     try:
-        with raw.transaction(), raw.cursor() as cursor:
-            cursor.execute(f"{query} LIMIT 0".encode(), prepare=True)
-    except psycopg.Error as error:
-        if error.sqlstate in (None, "42501"):
-            raise
-        reason = str(error.diag.message_primary)
-        if error.sqlstate == "42704":  # an enum that is yet to be made
-            reason = "it names the old one"
+        result_columns(connection, f"{query} LIMIT 0")
+    except QueryError as error:
+        # an enum that is yet to be made
+        reason = "it names the old one" if error.sqlstate == "42704" else error.reason
         raise MigrationError(
             f"{name!r} of {str(table)!r} says {text}, which does not go with the new type:"
             f" {reason}",

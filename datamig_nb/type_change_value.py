@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
-import psycopg
 import sqlalchemy as sa
 
 from datamig_nb import expr
 from datamig_nb.compound import ChangeType
-from datamig_nb.errors import ExpressionError, MigrationError
-from datamig_nb.names import literal, quote
-from datamig_nb.statements import CLOCKS, names_in
+from datamig_nb.errors import ExpressionError, MigrationError, QueryError
+from datamig_nb.names import cut, literal, quote
+from datamig_nb.sql_analysis import result_columns, volatile_names
+from datamig_nb.statements import names_in
 from datamig_nb.tables import Table, read_table
 
 #: Types of whole numbers: a foreign key may join one to another.
@@ -115,7 +114,7 @@ def change_of(
         value=value,
         pattern=pattern,
         has=has,
-        volatile=is_volatile(connection, value),
+        volatile=bool(volatile_names(connection, [value])),
     )
 
 
@@ -126,29 +125,19 @@ def _types(
     connection: sa.Connection, step: ChangeType, using: str, new_names: Collection[str]
 ) -> tuple[str, str, str, int]:
     """The new type with and without its length, that of the expression; the column's number."""
-    raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
     told: list[tuple[int, int]] = []
     for text in (f"CAST(NULL AS {step.type})", f"({using})"):
         try:
-            with raw.transaction(), raw.cursor() as cursor:
-                query = f"SELECT {text} FROM {step.table.sql} LIMIT 0"
-                cursor.execute(query.encode(), prepare=True)
-                assert cursor.pgresult is not None
-                told.append((cursor.pgresult.ftype(0), cursor.pgresult.fmod(0)))
-        except psycopg.Error as error:
+            (column,) = result_columns(connection, f"SELECT {text} FROM {step.table.sql} LIMIT 0")
+            told.append((column.type, column.modifier))
+        except QueryError as error:
             if error.sqlstate == "42704" and names_in(step.type) & {*new_names} and not told:
                 told.append((0, -1))  # an enum that is yet to be made
-                continue
-            if error.sqlstate in ("42703", "42P01") and told:
+            elif error.sqlstate in ("42703", "42P01") and told:
                 told.append(told[0])  # it reads what is yet to be made: the rehearsal will tell
-                continue
-            if error.sqlstate in (None, "42501"):
-                raise
-            raise ExpressionError(
-                text,
-                error.diag.message_primary or str(error),
-                "write a type, and an expression over a row",
-            ) from error
+            else:
+                advice = "write a type, and an expression over a row"
+                raise ExpressionError(text, error.reason, advice) from error
     (new, length), (given, given_length) = told
     query = sa.text(
         "SELECT format_type(:new, :length), format_type(:new, NULL), format_type(:given, :limit),"
@@ -162,21 +151,6 @@ def _types(
     return tuple(row)  # pyright: ignore[reportReturnType]
 
 
-def is_volatile(connection: sa.Connection, text: str) -> bool:
-    """Whether an expression may give another value each time it is asked."""
-    query = sa.text(
-        "SELECT EXISTS (SELECT FROM pg_proc WHERE provolatile = 'v' AND proname = ANY (:names))"
-    )
-    names = names_in(text)
-    found = connection.execute(query, {"names": sorted(names)}).scalar_one()
-    return bool(found) or bool(names & CLOCKS)
-
-
 def reads_new_columns(change: Change, changes: Sequence[Change]) -> bool:
     """Whether its value reads what another change makes."""
     return bool(names_in(change.value) & {other.new for other in changes})
-
-
-def cut(name: str) -> str:
-    """As much of a name as PostgreSQL takes."""
-    return name.encode()[:63].decode(errors="ignore")

@@ -13,13 +13,13 @@ from datamig_nb.compound import ChangeType, Hanging, Swap
 from datamig_nb.migration import Step
 from datamig_nb.names import quote
 from datamig_nb.operations import add_column, alter_column
-from datamig_nb.retyped_column import exchanged
-from datamig_nb.retyped_hanging import all_hanging
-from datamig_nb.retyped_value import Change, change_of, reads_new_columns
-from datamig_nb.sequence import freed, made
 from datamig_nb.stages import failing_rows
 from datamig_nb.statements import names_in
+from datamig_nb.step_effects import freed, made
 from datamig_nb.steps import Backfill, Sql, backfill, keep_in_step
+from datamig_nb.type_change_column import exchanged
+from datamig_nb.type_change_dependents import all_hanging
+from datamig_nb.type_change_value import Change, change_of, reads_new_columns
 
 
 class Written(sa.types.UserDefinedType[Any]):
