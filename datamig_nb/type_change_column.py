@@ -101,9 +101,7 @@ def _new_default(connection: sa.Connection, change: Change, default: str) -> str
     which = " WHERE FALSE" if is_volatile else ""
     try:
         with refusals(connection) as cursor:
-            cursor.execute(
-                f"SELECT ({given})::text{' WHERE FALSE' if is_volatile else ''}".encode()
-            )
+            cursor.execute(f"SELECT ({given})::text{which}".encode())
             (found,) = cursor.fetchone() or (None,)
     except QueryError as error:
         reads = error.sqlstate == "42703"  # a column
