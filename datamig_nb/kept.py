@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from datamig_nb.expressions import BATCH_MARK
-from datamig_nb.names import TableName, literal, quote
+from datamig_nb.names import MOST_NAME_BYTES, TableName, literal, quote
 from datamig_nb.statements import (
     comparable,
     conditions,
@@ -54,7 +54,7 @@ class Kept:
 
     def _name(self, column: str, when: str) -> str:
         name = f"{column}_{when}"
-        if len(name.encode()) > 63 or name in self.key:
+        if len(name.encode()) > MOST_NAME_BYTES or name in self.key:
             name = f"{when}_{list(self.types).index(column) + 1}"
         return quote(name)
 

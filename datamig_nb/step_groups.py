@@ -15,7 +15,7 @@ from datamig_nb.compound import change_type
 from datamig_nb.errors import MigrationError
 from datamig_nb.expressions import Expression, expressions, listed
 from datamig_nb.migration import Step, Steps
-from datamig_nb.names import TableName, literal, quote
+from datamig_nb.names import TableName, cut, literal, quote
 from datamig_nb.operations import (
     add_column,
     alter_column,
@@ -161,10 +161,10 @@ def extract_values(
                 f"{quote(column)} IS NOT NULL AND {quote(reference)} IS NULL",
             ),
             create_index(
-                f"{table.name}_{reference}_idx"[:63], table.name, [reference], schema=table.schema
+                cut(f"{table.name}_{reference}_idx"), table.name, [reference], schema=table.schema
             ),
             create_foreign_key(
-                f"{table.name}_{reference}_fkey"[:63],
+                cut(f"{table.name}_{reference}_fkey"),
                 table.name,
                 made.name,
                 [reference],

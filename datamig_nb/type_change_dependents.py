@@ -11,12 +11,12 @@ import sqlalchemy as sa
 
 from datamig_nb.compound import Hanging
 from datamig_nb.errors import MigrationError, QueryError
-from datamig_nb.names import TableName, literal, quote
+from datamig_nb.names import TableName, cut, literal, quote
 from datamig_nb.sql_analysis import result_columns
 from datamig_nb.step_effects import Thing
 from datamig_nb.steps import KeepInStep
 from datamig_nb.swaps import renamed
-from datamig_nb.type_change_value import WHOLE, Change, cut
+from datamig_nb.type_change_value import WHOLE, Change
 
 _HANGING = """
 SELECT contype::text AS kind, n.nspname AS schema, t.relname AS table, conname AS name,
