@@ -17,6 +17,7 @@ from datamig_nb.server import ensure_server, stop_server
 from tests.alembic_project import AlembicProject, make_project
 from tests.items import MAKE_ITEMS
 from tests.scratch import query, scratch_database, session
+from tests.second_server import DEBIANS, running
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,6 +56,22 @@ def make_database(samples: Database) -> Iterator[Callable[[str], Database]]:
 def database(make_database: Callable[[str], Database]) -> Database:
     """An empty database."""
     return make_database("template0")
+
+
+@pytest.fixture(scope="session")
+def fifteen() -> Iterator[Database]:
+    """A server of PostgreSQL 15, the oldest to be had: what a test writes there is its own."""
+    if not DEBIANS.is_dir():
+        pytest.skip("Debian's PostgreSQL 15 is not installed")
+    with running(DEBIANS) as url:
+        yield connect(url)
+
+
+@pytest.fixture
+def older(fifteen: Database) -> Iterator[Database]:
+    """An empty database of PostgreSQL 15."""
+    with scratch_database(fifteen) as made:
+        yield made
 
 
 @pytest.fixture

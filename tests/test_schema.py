@@ -10,7 +10,7 @@ import itertools
 import os
 import subprocess
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -50,7 +50,6 @@ from datamig_nb.stages import Found, NoWayBack, Statement
 from datamig_nb.step_effects import goes_with_another
 from datamig_nb.steps import Sql
 from tests.scratch import query, scratch_database, session
-from tests.second_server import DEBIANS, running
 
 Session: TypeAlias = psycopg.Connection[Any]
 
@@ -108,15 +107,6 @@ SELECT concat_ws(' ', 'TYPE', oid::regtype, enum_range)
 
 
 # ---------------------------------------------------------------- servers and helpers
-
-
-@pytest.fixture(scope="module")
-def fifteen() -> Iterator[Database]:
-    """PostgreSQL 15, the oldest to be had."""
-    if not DEBIANS.is_dir():
-        pytest.skip("there is no PostgreSQL 15 here")
-    with running(DEBIANS) as url:
-        yield Database(url=url.set(drivername="postgresql+psycopg"), version="15.0")
 
 
 @pytest.fixture(params=["18", "15"], scope="module")
