@@ -30,6 +30,7 @@ from datamig_nb.source import (
 )
 from datamig_nb.stages import Statement
 from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Sql
+from datamig_nb.transforms import Transform
 
 # Stands for the revision's id while the text is written: the id is a hash of that text.  It looks
 # like none, so that no expression holds it by chance.
@@ -296,10 +297,10 @@ class Draft:
             return None  # there was nothing before this revision
         return dropped.kept_by(step, self.whole.steps)
 
-    def saved(self, step: Backfill) -> kept.Kept | None:
-        """The table for what the backfill replaces; None where nothing is kept."""
+    def saved(self, step: Backfill | Transform) -> kept.Kept | None:
+        """The table for what the step replaces; None where nothing is kept."""
         added, own = self.catalog.added.get(step.table, {}), self.added.get(step.table, {})
-        earlier = [column for column in step.assign if column in added and column not in own]
+        earlier = [column for column in step.columns if column in added and column not in own]
         columns = dict.fromkeys((*walks.kept_columns(step, self.whole), *earlier))
         if not columns:
             return None

@@ -53,6 +53,11 @@ class Backfill:
     walk: Walk = field(default_factory=Walk)
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that are written."""
+        return tuple(self.assign)
+
+    @property
     def texts(self) -> tuple[str, ...]:
         """All the SQL that it reads by."""
         more = (self.where, self.using, self.on)
@@ -124,7 +129,7 @@ class DeleteRows:
 class BackUp:
     """Keep the old and the new value of columns, for each row whose value changes or goes."""
 
-    #: Table whose backfills keep what they overwrite, and later steps what they drop.
+    #: Table whose backfills and transforms keep what they overwrite, later steps what they drop.
     table: TableName
     #: Columns that are kept; () for the whole table, which a later step drops.
     columns: tuple[str, ...]
