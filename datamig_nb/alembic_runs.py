@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from datamig_nb.alembic_process import IDENTITY, PREPARE, led_to
 from datamig_nb.database import Database
 from datamig_nb.errors import RehearsalError
-from datamig_nb.launcher import Fork, Launcher
+from datamig_nb.launcher import Fork, Launcher, launcher
 from datamig_nb.names import TableName
 from datamig_nb.render import Revision
 from datamig_nb.vetted import bare
@@ -258,7 +258,7 @@ def runner_for(
 
     One that lies in its project already stays where it is, beside the files that it reads.
     """
-    with tempfile.TemporaryDirectory(prefix="datamig-") as directory, Launcher() as launcher:
+    with tempfile.TemporaryDirectory(prefix="datamig-") as directory:
         place = Path(directory, "revision")
         place.mkdir()
         ini = revision.alembic
@@ -273,7 +273,7 @@ def runner_for(
             ini=ini.resolve(),
             place=place,
             database=database,
-            launcher=launcher,
+            launcher=launcher(),
             told=told,
         )
 

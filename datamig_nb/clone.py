@@ -18,7 +18,7 @@ from datamig_nb.database import Database, embedded, explained, run
 from datamig_nb.errors import MissingExtraError, PermissionDeniedError, RehearsalError
 from datamig_nb.names import literal, quote
 from datamig_nb.pg_programs import address, environment
-from datamig_nb.server import binaries
+from datamig_nb.server_setup import binaries
 
 _IN_USE, _NOT_PERMITTED = "55006", "42501"
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from datamig_nb.errors import MigrationError
 from datamig_nb.expressions import Expression, expression_text, listed
-from datamig_nb.names import TableName, sqlalchemy_dialect
+from datamig_nb.names import TableName, cut, sqlalchemy_dialect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,7 +288,7 @@ def merge_rows(
         Table that holds who was merged into whom; ``datamig.merged_<table>`` by default.
     """
     name = TableName.parse(table)
-    merged = f"datamig.merged_{name.name}"[:71] if map is None else map
+    merged = TableName("datamig", cut(f"merged_{name.name}")) if map is None else map
     given = (same,) if isinstance(same, str) else same
     texts = tuple(expression_text(each) for each in given)
     listed(texts)

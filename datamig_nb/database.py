@@ -11,6 +11,7 @@ import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import psycopg
@@ -48,7 +49,7 @@ class Database:
     @property
     def engine(self) -> sa.Engine:
         """An engine that keeps no connection open between uses."""
-        return sa.create_engine(self.url, poolclass=NullPool)
+        return _engine(self.url)
 
     def at(self, database: str) -> Database:
         """Another database of the same server."""
@@ -128,6 +129,12 @@ class Database:
 
     def __repr__(self) -> str:
         return f"Database({_target(self.url)}, PostgreSQL {self.version})"
+
+
+@lru_cache(maxsize=32)
+def _engine(url: sa.URL) -> sa.Engine:
+    # kept, since the first session of an engine begins with SQLAlchemy's own questions
+    return sa.create_engine(url, poolclass=NullPool)
 
 
 def connect(url: str | sa.URL | None = None, *, fresh: bool = False) -> Database:

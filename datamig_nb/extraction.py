@@ -12,7 +12,7 @@ from datamig_nb.compound import change_type, create_table_as
 from datamig_nb.expr import slug as slug_of
 from datamig_nb.expressions import Expression, expression_text
 from datamig_nb.migration import Migration, Step
-from datamig_nb.names import TableName, literal, quote
+from datamig_nb.names import TableName, cut, literal, quote
 from datamig_nb.operations import (
     create_foreign_key,
     create_index,
@@ -113,7 +113,7 @@ def extract_table(
     if parent:
         steps += [
             _no_loop(new, key, parent),
-            create_index(f"{new.name}_{parent}_idx"[:63], new.name, [parent], schema=new.schema),
+            create_index(cut(f"{new.name}_{parent}_idx"), new.name, [parent], schema=new.schema),
             _foreign_key(new, parent, new, key),
         ]
     for child, column in children.items():
@@ -175,7 +175,7 @@ def _repointed(
     if old_key is not None:
         steps.append(drop_constraint(old_key, name.name, "foreignkey", schema=name.schema))
     found = f"(SELECT new_id FROM {id_map.sql} WHERE old_id = {own})"
-    index = f"{name.name}_{column}_{new.name}_idx"[:63]
+    index = cut(f"{name.name}_{column}_{new.name}_idx")
     return [
         *steps,
         change_type(child, column, type, using=found, back=quote(column)),
@@ -186,7 +186,7 @@ def _repointed(
 
 def _foreign_key(child: TableName, column: str, parent: TableName, key: str) -> Step:
     return create_foreign_key(
-        f"{child.name}_{column}_{parent.name}_fkey"[:63],
+        cut(f"{child.name}_{column}_{parent.name}_fkey"),
         child.name,
         parent.name,
         [column],

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from datamig_nb.alembic_runs import AlembicRun, Sent
 from datamig_nb.database import Database
 from datamig_nb.display import counted
+from datamig_nb.errors import MigrationError
 from datamig_nb.lint import is_unbatched, lint, uncommented, written_table
 from datamig_nb.names import TableName
 from datamig_nb.render import Revision
@@ -114,7 +115,7 @@ def _rows(name: str, sizes: Sizes) -> int:
     """Rows of the table that is named so, in whichever schema."""
     try:
         wanted = TableName.parse(name)
-    except ValueError:
+    except MigrationError:
         return 0
     return sum(
         rows

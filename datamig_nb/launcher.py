@@ -8,6 +8,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -55,13 +56,11 @@ _PYTHON = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
 
 
 class Launcher:
-    """A process that has imported Alembic; ``with`` ends it."""
+    """A process that has imported Alembic, and ends when nobody can give it orders any more."""
 
-    _process: subprocess.Popen[bytes]
-    _orders: socket.socket
-
-    def __enter__(self) -> Launcher:
+    def __init__(self) -> None:
         self._orders, theirs = socket.socketpair()
+        self._one_thread = threading.Lock()
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", alembic_process.__file__],
@@ -70,11 +69,15 @@ class Launcher:
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    @property
+    def gone(self) -> bool:
+        """Whether it ended, as by a signal."""
+        return self._process.poll() is not None
+
+    def close(self) -> None:
+        """Give it no more orders."""
         self._orders.close()
-        self._process.wait()
 
     def start(self, words: Sequence[str], directory: Path, environment: Mapping[str, str]) -> Fork:
         """Run :func:`datamig_nb.alembic_process.main` with these words, in a fork."""
@@ -86,11 +89,27 @@ class Launcher:
         order = json.dumps(given).encode()
         (output, theirs), (ending, also_theirs) = os.pipe(), os.pipe()
         try:
-            socket.send_fds(self._orders, [len(order).to_bytes(4)], [theirs, also_theirs])
-            self._orders.sendall(order)
+            with self._one_thread:
+                socket.send_fds(self._orders, [len(order).to_bytes(4)], [theirs, also_theirs])
+                self._orders.sendall(order)
         except OSError:
             pass  # it is gone: nothing will say the process id
         finally:
             os.close(theirs)
             os.close(also_theirs)
         return Fork(output, ending)
+
+
+#: By process, since one that is forked from another has its socket, too.
+_launchers: dict[int, Launcher] = {}
+
+
+def launcher() -> Launcher:
+    """That of this process: started for its first rehearsal, and again where it is gone."""
+    found = _launchers.get(os.getpid())
+    if found is not None and found.gone:
+        found.close()
+        found = None
+    if found is None:
+        found = _launchers[os.getpid()] = Launcher()
+    return found

@@ -105,6 +105,15 @@ def sqlalchemy_dialect() -> PGDialect:
     return dialect
 
 
+#: Bytes of a name; PostgreSQL cuts a longer one without a word, and it could not be found again.
+MOST_NAME_BYTES = 63
+
+
+def cut(name: str) -> str:
+    """As much of a name as PostgreSQL takes."""
+    return name.encode()[:MOST_NAME_BYTES].decode(errors="ignore")
+
+
 @dataclass(frozen=True)
 class TableName:
     """A table's name, with its schema where one was given."""

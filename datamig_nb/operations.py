@@ -19,7 +19,17 @@ from datamig_nb import ddl
 from datamig_nb.errors import MigrationError
 from datamig_nb.expressions import Expression, expression_text
 from datamig_nb.migration import CreateEnum
-from datamig_nb.names import TableName
+from datamig_nb.names import MOST_NAME_BYTES, TableName
+from datamig_nb.operation_arguments import (
+    ACTION,
+    MATCH,
+    WHEN,
+    names_of,
+    one_statement,
+    require_names,
+    require_options,
+    require_words,
+)
 from datamig_nb.steps import Sql
 
 # Functions that give another value for each row, so that ADD COLUMN would rewrite the table.  For
@@ -28,9 +38,6 @@ _VOLATILE = re.compile(
     r"\b(random\w*|gen_random_\w+|uuid_generate_\w+|uuidv\d|clock_timestamp|timeofday|nextval|setval)\s*\(",
     re.I,
 )
-
-# Names are cut at this length without a word, and could then not be found again.
-_MOST_BYTES = 63
 
 
 # ---------------------------------------------------------------- columns
@@ -48,7 +55,7 @@ def add_column(
         which no existing row would get, brings a key, a constraint or an index, or would make
         PostgreSQL rewrite the table: identity, computed, a default that differs from row to row.
     """
-    _require_names(table_name, column.name, schema)
+    require_names(table_name, column.name, schema)
     if (
         column.constraints
         or column.foreign_keys
@@ -90,7 +97,7 @@ def drop_column(
     table_name: str, column_name: str, *, schema: str | None = None
 ) -> ops.DropColumnOp:
     """Drop a column with its values, as ``op.drop_column``; there is no way back."""
-    _require_names(table_name, column_name, schema)
+    require_names(table_name, column_name, schema)
     return ops.DropColumnOp(table_name, column_name, schema=schema, if_exists=True)
 
 
@@ -126,7 +133,7 @@ def alter_column(
         If nothing changes, if a new name comes with another change, or for a new type, which
         would rewrite the table.
     """
-    _require_names(table_name, column_name, new_column_name, schema)
+    require_names(table_name, column_name, new_column_name, schema)
     column = f"{column_name!r} of {table_name!r}"
     if type_ is not None:
         raise MigrationError(
@@ -180,14 +187,14 @@ def create_table(
     """
     for column in columns:
         if isinstance(column, sa.Column):
-            _require_names(column.name)
+            require_names(column.name)
             if column.foreign_keys and column.table is not None:  # pyright: ignore[reportUnnecessaryComparison]
                 raise MigrationError(
                     f"column {column.name!r} belongs to a table already, and its copy would lose"
                     " the foreign key",
                     "give a new sa.Column, or the key as sa.ForeignKeyConstraint",
                 )
-    _require_names(table_name, schema)
+    require_names(table_name, schema)
     kw.pop("if_not_exists", None)
     step = ops.CreateTableOp(table_name, columns, schema=schema, if_not_exists=True, **kw)
     ddl.create_table(step)
@@ -196,7 +203,7 @@ def create_table(
 
 def drop_table(table_name: str, *, schema: str | None = None) -> ops.DropTableOp:
     """Drop a table with its rows, as ``op.drop_table``; there is no way back."""
-    _require_names(table_name, schema)
+    require_names(table_name, schema)
     return ops.DropTableOp(table_name, schema=schema, if_exists=True)
 
 
@@ -204,7 +211,7 @@ def rename_table(
     old_table_name: str, new_table_name: str, *, schema: str | None = None
 ) -> ops.RenameTableOp:
     """Rename a table, as ``op.rename_table``; later steps call it by its new name."""
-    _require_names(old_table_name, new_table_name, schema)
+    require_names(old_table_name, new_table_name, schema)
     if old_table_name == new_table_name:
         raise MigrationError(f"table {old_table_name!r} has that name", "give it another")
     return ops.RenameTableOp(old_table_name, new_table_name, schema=schema)
@@ -217,12 +224,12 @@ def create_enum(name: str, *labels: str) -> CreateEnum:
             f"enum {name!r} needs labels, each once", f"these were given: {', '.join(labels)}"
         )
     for label in labels:
-        if len(label.encode()) > _MOST_BYTES:
+        if len(label.encode()) > MOST_NAME_BYTES:
             raise MigrationError(
                 f"the label {label!r} of enum {name!r} has more than 63 bytes", "shorten it"
             )
     type = TableName.parse(name)
-    _require_names(type.name, type.schema)
+    require_names(type.name, type.schema)
     return CreateEnum(name=type, labels=labels)
 
 
@@ -251,7 +258,7 @@ def create_index(
         ``postgresql_using``, ``postgresql_include``, ``postgresql_ops`` and what else SQLAlchemy
         knows; ``postgresql_concurrently`` says itself.
     """
-    _require_names(index_name, table_name, schema)
+    require_names(index_name, table_name, schema)
     if not columns or isinstance(columns, str):
         raise MigrationError(
             f"the columns of index {index_name!r} are no list of names", 'write ["column"]'
@@ -277,7 +284,7 @@ def drop_index(
     index_name: str, table_name: str | None = None, *, schema: str | None = None
 ) -> ops.DropIndexOp:
     """Drop an index, as ``op.drop_index``, CONCURRENTLY."""
-    _require_names(index_name, table_name, schema)
+    require_names(index_name, table_name, schema)
     return ops.DropIndexOp(index_name, table_name, schema=schema, if_exists=True)
 
 
@@ -297,12 +304,12 @@ def create_unique_constraint(
     Its index is built CONCURRENTLY first.  ``deferrable``, ``initially``, ``postgresql_include``
     and ``postgresql_nulls_not_distinct`` are understood.
     """
-    _require_names(constraint_name, table_name, schema)
-    columns = _names_of(columns, constraint_name)
-    _require_options(
+    require_names(constraint_name, table_name, schema)
+    columns = names_of(columns, constraint_name)
+    require_options(
         kw, "deferrable", "initially", "postgresql_include", "postgresql_nulls_not_distinct"
     )
-    _require_words(_WHEN, kw.get("initially"))
+    require_words(WHEN, kw.get("initially"))
     step = ops.CreateUniqueConstraintOp(constraint_name, table_name, columns, schema=schema, **kw)
     ddl.unique_index(step)
     return step
@@ -315,8 +322,8 @@ def create_primary_key(
 
     Its index is built CONCURRENTLY first.
     """
-    _require_names(constraint_name, table_name, schema)
-    columns = _names_of(columns, constraint_name)
+    require_names(constraint_name, table_name, schema)
+    columns = names_of(columns, constraint_name)
     return ops.CreatePrimaryKeyOp(constraint_name, table_name, columns, schema=schema)
 
 
@@ -336,11 +343,11 @@ def create_foreign_key(
     referent_schema: str | None = None,
 ) -> ops.CreateForeignKeyOp:
     """Add a foreign key, as ``op.create_foreign_key``: NOT VALID first, then proven."""
-    _require_names(constraint_name, source_table, referent_table, source_schema, referent_schema)
-    local, remote = (_names_of(columns, constraint_name) for columns in (local_cols, remote_cols))
-    _require_words(_ACTION, onupdate, ondelete)
-    _require_words(_WHEN, initially)
-    _require_words(_MATCH, match)
+    require_names(constraint_name, source_table, referent_table, source_schema, referent_schema)
+    local, remote = (names_of(columns, constraint_name) for columns in (local_cols, remote_cols))
+    require_words(ACTION, onupdate, ondelete)
+    require_words(WHEN, initially)
+    require_words(MATCH, match)
     if len(local) != len(remote):
         raise MigrationError(
             f"foreign key {constraint_name!r} has {len(local)} columns for {len(remote)}",
@@ -368,7 +375,7 @@ def create_check_constraint(
     constraint_name: str, table_name: str, condition: Expression, *, schema: str | None = None
 ) -> ops.CreateCheckConstraintOp:
     """Add a CHECK in the staged form: NOT VALID, then VALIDATE, which blocks no writer."""
-    _require_names(constraint_name, table_name, schema)
+    require_names(constraint_name, table_name, schema)
     return ops.CreateCheckConstraintOp(
         constraint_name, table_name, expression_text(condition), schema=schema
     )
@@ -378,7 +385,7 @@ def drop_constraint(
     constraint_name: str, table_name: str, type_: str | None = None, *, schema: str | None = None
 ) -> ops.DropConstraintOp:
     """Drop a constraint, as ``op.drop_constraint``."""
-    _require_names(constraint_name, table_name, schema)
+    require_names(constraint_name, table_name, schema)
     return ops.DropConstraintOp(constraint_name, table_name, type_, schema=schema, if_exists=True)
 
 
@@ -399,64 +406,6 @@ def sql(statement: str, undo: str | None = None, name: str | None = None) -> Sql
     name
         What it does, in words; else its first line.
     """
-    statement = _one_statement(statement)
-    undo = _one_statement(undo) if undo and undo.strip() else undo
+    statement = one_statement(statement)
+    undo = one_statement(undo) if undo and undo.strip() else undo
     return Sql(statement=statement, undo=undo, name=name or f"run {statement.splitlines()[0]}")
-
-
-# Statements that end the transaction in which a step is done, and text that is nobody's statement.
-_NO_STEP = re.compile(
-    r"[\s\0]*(begin|start|commit|end|rollback|abort|savepoint|release|prepare\s+transaction|\\)\b",
-    re.I,
-)
-
-
-def _one_statement(text: str) -> str:
-    text = text.strip().rstrip("; \n\t")
-    plain = ddl.bare(text)
-    if not plain.strip("\0 \n\t") or _NO_STEP.match(plain) or "\0" in text:
-        raise MigrationError(
-            f"{text!r} is no statement of a step", "write one statement, without BEGIN and COMMIT"
-        )
-    if ";" in plain and not re.search(r"\bbegin\s+atomic\b", plain, re.I):
-        raise MigrationError(
-            f"{text.splitlines()[0]!r} is more than one statement", "make a step of each"
-        )
-    return text
-
-
-def _require_names(*names: str | None) -> None:
-    for name in names:
-        if name is not None and (not name or "\0" in name or len(name.encode()) > _MOST_BYTES):
-            raise MigrationError(
-                f"{name!r} is no name: PostgreSQL takes 1 to 63 bytes", "choose another"
-            )
-
-
-def _names_of(columns: Sequence[str], owner: str) -> list[str]:
-    if isinstance(columns, str) or not columns or len(set(columns)) != len(columns):
-        raise MigrationError(
-            f"the columns of {owner!r} are no list of names, each once", 'write ["column"]'
-        )
-    _require_names(*columns)
-    return list(columns)
-
-
-# What SQLAlchemy lets through as it is, though PostgreSQL knows these words only.
-_ACTION = re.compile(r"restrict|cascade|no action|set (?:null|default)(?: ?\([^()]+\))?", re.I)
-_WHEN = re.compile(r"deferred|immediate", re.I)
-_MATCH = re.compile(r"full|simple", re.I)
-
-
-def _require_words(known: re.Pattern[str], *given: str | None) -> None:
-    for words in given:
-        if words is not None and not known.fullmatch(words):
-            raise MigrationError(
-                f"{words!r} says nothing to PostgreSQL here", "see CREATE TABLE in its manual"
-            )
-
-
-def _require_options(given: dict[str, Any], *known: str) -> None:
-    for name in given:
-        if name not in known:
-            raise MigrationError(f"there is no option {name!r} here", f"use {', '.join(known)}")

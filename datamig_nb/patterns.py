@@ -15,7 +15,7 @@ from datamig_nb import expr
 from datamig_nb.checks import allowed_values, no_nulls, rows_check
 from datamig_nb.errors import MigrationError
 from datamig_nb.migration import Migration, Step
-from datamig_nb.names import TableName, literal, quote
+from datamig_nb.names import TableName, cut, literal, quote
 from datamig_nb.operations import add_column, alter_column, create_check_constraint, create_enum
 from datamig_nb.step_groups import drop_columns
 from datamig_nb.steps import backfill, keep_in_step
@@ -78,7 +78,7 @@ def map_values(
     if unmapped == "fail":
         steps.append(allowed_values(table, into, targets))
         if type == "varchar":
-            constraint = f"{name.name}_{into}_check"[:63]
+            constraint = cut(f"{name.name}_{into}_check")
             allowed = f"{quote(into)} IN {_listed(targets)}"
             steps.append(
                 create_check_constraint(constraint, name.name, allowed, schema=name.schema)

@@ -1,11 +1,14 @@
-"""How PostgreSQL's own programs are told of a database: no password on their command line."""
+"""PostgreSQL's own programs, told of a database: no password on their command line."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+from pathlib import Path
 
 from datamig_nb.database import Database
 from datamig_nb.names import TableName, quote
+from datamig_nb.server_setup import binaries
 
 
 def address(db: Database) -> list[str]:
@@ -19,6 +22,17 @@ def environment(db: Database) -> dict[str, str]:
     """The environment for such a program, with the password."""
     password = {"PGPASSWORD": str(db.url.password)} if db.url.password else {}
     return {**os.environ, "LC_ALL": "C", **password}
+
+
+def run_program(name: str, db: Database, *options: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run pg_dump or pg_restore on a database to its end, whatever that is."""
+    return subprocess.run(
+        [binaries() / name, *address(db), *options],
+        env=environment(db),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def table_pattern(name: TableName) -> str:

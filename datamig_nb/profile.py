@@ -17,7 +17,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from datamig_nb import profile_sql
+from datamig_nb import profile_catalog, profile_sql
 from datamig_nb.database import STATEMENT_TIMEOUT_SECONDS, Database, run
 from datamig_nb.errors import MigrationError, PermissionDeniedError
 from datamig_nb.names import TableName, quote
@@ -87,8 +87,8 @@ def profile(
     with db.read_only(f"profiling {name}", timeout_seconds=timeout_seconds) as connection:
         described = read_table(connection, name)
         given = _given(connection, described, references or {})
-        run(connection, profile_sql.settle())
-        facts = connection.execute(sa.text(profile_sql.TABLE), {"name": name.sql}).one()
+        run(connection, profile_catalog.settle())
+        facts = connection.execute(sa.text(profile_catalog.TABLE), {"name": name.sql}).one()
         measured = _measured(connection, described, db.url.username)
         rows = int(run(connection, profile_sql.count_rows(name)).scalar_one())
         source = _Source(
@@ -151,7 +151,7 @@ class _Source:
 
 
 def _measured(connection: sa.Connection, table: Table, user: str | None) -> tuple[Measured, ...]:
-    found = connection.execute(sa.text(profile_sql.COLUMNS), {"name": table.name.sql}).all()
+    found = connection.execute(sa.text(profile_catalog.COLUMNS), {"name": table.name.sql}).all()
     if hidden := [row.name for row in found if not row.readable]:
         columns = ", ".join(map(quote, hidden))
         raise PermissionDeniedError(
@@ -367,8 +367,8 @@ def _references(
     filled = {column.name: column.filled for column in columns}
     wanted = [(*link, "given") for link in given]
     for query, origin in (
-        (profile_sql.UNCHECKED_KEYS, "not valid"),
-        (profile_sql.LIKELY_PARENTS, "suggested"),
+        (profile_catalog.UNCHECKED_KEYS, "not valid"),
+        (profile_catalog.LIKELY_PARENTS, "suggested"),
     ):
         known = {link[0] for link in wanted}
         found = source.connection.execute(sa.text(query), {"name": source.table.name.sql})

@@ -19,7 +19,7 @@ _VALUE_WORDS = frozenset(
 
 
 def table_alerts(table: Table, facts: Any, keys: Sequence[CandidateKey]) -> Iterator[Alert]:
-    """What is odd about the table itself; ``facts`` is its row of ``profile_sql.TABLE``."""
+    """What is odd about the table itself; ``facts`` is its row of ``profile_catalog.TABLE``."""
     name, found = table.name.name, list[tuple[str, str, str]]()
     if name in _VALUE_WORDS:
         what = f"{name} is a reserved word: SELECT count(*) FROM {name} counts something else"

@@ -7,55 +7,48 @@ engine that could behave otherwise.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
 
-from datamig_nb.alembic_runs import AlembicRun, Runner, runner_for
 from datamig_nb.checks import Check
 from datamig_nb.clone import Clone, cloned
-from datamig_nb.database import Database, is_there
+from datamig_nb.database import Database
 from datamig_nb.display import counted
-from datamig_nb.errors import DatamigError, RehearsalError
+from datamig_nb.errors import RehearsalError
 from datamig_nb.fault_scene import FaultResult, Scene, end_state
 from datamig_nb.faults import FAULTS
-from datamig_nb.forecast import Forecast, forecast
+from datamig_nb.forecast import forecast
 from datamig_nb.hazards import (
-    Hazard,
     hazards_of_file,
-    hazards_of_run,
     hazards_of_script,
     reserved_names,
 )
-from datamig_nb.measure import Measured
-from datamig_nb.meter import measuring
 from datamig_nb.migration import Migration, added_columns
 from datamig_nb.names import TableName
 from datamig_nb.progress import live_line
-from datamig_nb.rehearsal import Rehearsal, Stage
-from datamig_nb.rehearsal_place import Place, kind, place
+from datamig_nb.rehearsal import Rehearsal
+from datamig_nb.rehearsal_place import kind, place
+from datamig_nb.rehearsal_work import FailedError, StoppedError, Work
 from datamig_nb.render import Revision
 from datamig_nb.revision_file import read_revision
 from datamig_nb.snapshot import (
     ROWS,
-    Snapshot,
     count_differing,
     differences,
     differing,
     hash_columns,
     in_words,
     keep_before,
-    take_snapshot,
     user_tables,
     with_children,
 )
-from datamig_nb.validate import ValidationReport, validate
-from datamig_nb.verdict import Verdict, judge, may_change, refuses
+from datamig_nb.validate import validate
+from datamig_nb.verdict import may_change, refuses
 from datamig_nb.workers import work as work_off
 
 
@@ -129,8 +122,8 @@ def rehearse(
         )
     given = place(db, revision, on, fraction=fraction, rows=rows, confirm=confirm)
     with live_line() as line:
-        work = _Work(source=db, revision=revision, progress=progress or line)
-        with suppress(_StoppedError), work.copied(where, given), work.placed():
+        work = Work(source=db, revision=revision, progress=progress or line)
+        with suppress(StoppedError), work.copied(where, given), work.placed():
             _carry_out(work, tuple(faults))
         work.faults += _untried(work, faults)
     return Rehearsal(
@@ -149,102 +142,7 @@ def rehearse(
     )
 
 
-class _StoppedError(Exception):
-    """A stage failed; the ones behind it have no meaning."""
-
-
-class _FailedError(Exception):
-    """The revision did not do what it must; the message says what."""
-
-
-@dataclass
-class _Work:
-    """A rehearsal under way."""
-
-    source: Database
-    revision: Revision
-    progress: Callable[[str], None]
-    #: Name of the stage under way.
-    under_way: str = "prepare"
-    copy: Clone = field(init=False)
-    runner: Runner = field(init=False)
-    #: All tables with their columns before the upgrade, and those that the migration touches.
-    tables: dict[TableName, tuple[str, ...]] = field(default_factory=dict)
-    touched: tuple[TableName, ...] = ()
-    #: Tables that are no part of a comparison: Alembic's own.
-    without: tuple[TableName, ...] = ()
-    #: What an undisturbed upgrade left, where faults are to be held against it.
-    expected: Snapshot | None = None
-    #: What differs between two of these, in words.
-    varying: tuple[str, ...] = ()
-    #: What the downgrade cost, and what it brought back.
-    back: tuple[Measured, Snapshot] | None = None
-    stages: list[Stage] = field(default_factory=list)
-    validation: ValidationReport | None = None
-    verdict: Verdict = "not known"
-    rows: int = 0
-    #: Rows of each table before the upgrade.
-    sizes: dict[TableName, int] = field(default_factory=dict)
-    hazards: list[Hazard] = field(default_factory=list)
-    faults: list[FaultResult] = field(default_factory=list)
-    measured: list[Measured] = field(default_factory=list)
-    forecast: Forecast | None = None
-
-    @contextmanager
-    def copied(self, where: Place, given: AbstractContextManager[Clone]) -> Generator[None]:
-        """The copy that the rehearsal runs on, and the stage that tells of it."""
-        self.progress(where)
-        started = time.monotonic()
-        with given as self.copy:
-            seconds = time.monotonic() - started
-            made = Stage(name=where, passed=True, seconds=seconds, detail=self.copy.made)
-            self.stages.append(made)
-            yield
-
-    @contextmanager
-    def placed(self) -> Generator[None]:
-        """Alembic for the revision on the copy."""
-        with runner_for(self.revision, self.copy, self.tell) as self.runner:
-            yield
-
-    def tell(self, line: str) -> None:
-        """Tell a line that belongs to the stage under way."""
-        self.progress(f"{self.under_way}: {line}")
-
-    def stage(self, name: str, work: Callable[[], str]) -> None:
-        """Do the work and note it; what it returns is the detail, what it raises ends all."""
-        self.under_way = name
-        self.progress(name)
-        started = time.monotonic()
-        try:
-            detail, passed = work(), True
-        except (_FailedError, DatamigError) as error:
-            detail, passed = str(error), False
-        seconds = time.monotonic() - started
-        self.stages.append(Stage(name=name, passed=passed, seconds=seconds, detail=detail))
-        if not passed:
-            raise _StoppedError
-
-    def snapshot(self, tables: dict[TableName, tuple[str, ...]] | None = None) -> Snapshot:
-        """What the copy holds now, of the tables and columns that it had before the upgrade."""
-        return take_snapshot(self.copy, tables or self.tables, without=self.without)
-
-    def alembic(self, stage: str, command: str, target: str) -> AlembicRun:
-        """Run Alembic on the copy, and measure."""
-        with measuring(self.copy) as meter:
-            run = self.runner.run(command, target)
-        self.measured.append(meter.measured(stage, run))
-        if stage in ("upgrade", "downgrade"):
-            self.hazards += hazards_of_run(run, self.sizes, self.is_there)
-        return run
-
-    def is_there(self, table: str) -> bool:
-        """Whether the copy has a table of that name now."""
-        with self.copy.read_only("looking up a table") as connection:
-            return is_there(connection, table)
-
-
-def _carry_out(work: _Work, faults: tuple[str, ...]) -> None:
+def _carry_out(work: Work, faults: tuple[str, ...]) -> None:
     beginning = work.runner.prepare()
     if beginning.upgraded:
         work_off(work.copy)  # what revisions before this one left to workers
@@ -259,8 +157,7 @@ def _carry_out(work: _Work, faults: tuple[str, ...]) -> None:
         for name, columns in tables.items()
         if name.name != hidden.name or hidden.schema not in (None, name.schema)
     }
-    before = work.snapshot()
-    work.sizes = {name: int(hashes[ROWS]) for name, hashes in before.tables.items()}
+    work.before = work.snapshot()
     reserved = reserved_names(work.copy, work.sizes)
     work.hazards += hazards_of_file(work.revision, work.sizes, reserved)
     scripted = hazards_of_script(beginning.script, beginning.unscripted, work.copy.major)
@@ -268,80 +165,77 @@ def _carry_out(work: _Work, faults: tuple[str, ...]) -> None:
     keep_before(work.copy, tables, [check.failing for check in work.revision.migration.checks])
     _look_at_tables(work)
     if not faults:
-        _up_and_down(work, before, keep=False)
+        _up_and_down(work, keep=False)
         return
     with _pristine(work) as copy:
-        _up_and_down(work, before, keep=True)
+        _up_and_down(work, keep=True)
         for name in faults:
-            with suppress(_StoppedError):  # the next one has a copy of its own
+            with suppress(StoppedError):  # the next one has a copy of its own
                 work.stage(name, partial(_fault, work, name, copy))
 
 
-def _up_and_down(work: _Work, before: Snapshot, *, keep: bool) -> None:
-    target, back = work.revision.id, work.revision.down_revision or "base"
-    downgrade: list[AlembicRun] = []
-    changed: list[tuple[TableName, str]] = []
-
-    def upgrade(stage: str) -> str:
-        run = work.alembic(stage, "upgrade", target)
-        if not run.passed:
-            raise _FailedError(run.message)
-        return ""
-
-    def others_unchanged() -> str:
-        changed.extend(differing(before, work.snapshot()))
-        allowed = _allowed(work)
-        if allowed is None:
-            words = ", ".join(in_words(*each) for each in changed)
-            return words or "nothing of what was there"
-        found = [each for each in changed if not allowed(*each)]
-        if found:
-            raise _FailedError(f"differs from before: {_counted(work, before, found)}")
-        return f"{len(work.tables)} tables"
-
-    def way_back() -> str:
-        run = work.alembic("downgrade", "downgrade", back)
-        downgrade.append(run)
-        if refuses(run):
-            return "refused, as the revision says"
-        if not run.passed:
-            raise _FailedError(run.message)
-        return ""
-
-    def equal() -> str:
-        after = work.snapshot()
-        values, words = differing(before, after), differences(before, after)
-        work.verdict = judge(downgrade[0], changed, words)
-        if words:
-            counts = [_counted(work, before, values)] if values else []
-            found = [*counts, *words[len(values) :]]
-            raise _FailedError(f"differs from before: {', '.join(found)}")
-        work.back = work.measured[-1], before
-        return f"{len(work.tables)} tables"
-
-    work.stage("upgrade", lambda: upgrade("upgrade"))
+def _up_and_down(work: Work, *, keep: bool) -> None:
+    work.stage("upgrade", partial(_upgrade, work, "upgrade"))
     here = {str(name): rows for name, rows in work.sizes.items()}
     work.forecast = forecast(work.measured[0], here, {**here, **work.copy.source_rows})
-    work.stage("checks", lambda: _checks(work))
-    work.stage(
-        "what was changed" if _allowed(work) is None else "everything else unchanged",
-        others_unchanged,
-    )
+    work.stage("checks", partial(_checks, work))
+    others = "what was changed" if _allowed(work) is None else "everything else unchanged"
+    work.stage(others, partial(_others_unchanged, work))
     if keep:
         work.expected = end_state(work.copy, work.tables, work.without)
-    work.stage("downgrade", way_back)
-    if refuses(downgrade[0]):
-        work.verdict = judge(downgrade[0], (), ())
+    work.stage("downgrade", partial(_downgrade, work))
+    if work.verdict == "irreversible":
         return
-    work.stage("equal to before", equal)
-    work.stage("upgrade again", lambda: upgrade("upgrade again"))
-    work.stage("checks again", lambda: _checks(work))
+    work.stage("equal to before", partial(_equal_to_before, work))
+    work.stage("upgrade again", partial(_upgrade, work, "upgrade again"))
+    work.stage("checks again", partial(_checks, work))
     if work.expected is not None:
         again = end_state(work.copy, work.tables, work.without)
         work.varying = differences(work.expected, again)
 
 
-def _look_at_tables(work: _Work) -> None:
+def _upgrade(work: Work, stage: str) -> str:
+    run = work.alembic(stage, "upgrade", work.revision.id)
+    if not run.passed:
+        raise FailedError(run.message)
+    return ""
+
+
+def _others_unchanged(work: Work) -> str:
+    work.changed = differing(work.before, work.snapshot())
+    allowed = _allowed(work)
+    if allowed is None:
+        words = ", ".join(in_words(*each) for each in work.changed)
+        return words or "nothing of what was there"
+    found = [each for each in work.changed if not allowed(*each)]
+    if found:
+        raise FailedError(f"differs from before: {_counted(work, found)}")
+    return f"{len(work.tables)} tables"
+
+
+def _downgrade(work: Work) -> str:
+    run = work.alembic("downgrade", "downgrade", work.revision.down_revision or "base")
+    if refuses(run):
+        work.verdict = "irreversible"
+        return "refused, as the revision says"
+    if not run.passed:
+        raise FailedError(run.message)
+    return ""
+
+
+def _equal_to_before(work: Work) -> str:
+    after = work.snapshot()
+    values, words = differing(work.before, after), differences(work.before, after)
+    work.verdict = "lossy" if words else "lossless with backup" if work.changed else "lossless"
+    if words:
+        counts = [_counted(work, values)] if values else []
+        found = [*counts, *words[len(values) :]]
+        raise FailedError(f"differs from before: {', '.join(found)}")
+    work.back = work.measured[-1], work.before
+    return f"{len(work.tables)} tables"
+
+
+def _look_at_tables(work: Work) -> None:
     """Find out which tables the migration touches, and how many rows they have."""
     revision = work.revision
     named = {*added_columns(revision.migration), *(may_change(revision.migration) or ())}
@@ -350,10 +244,9 @@ def _look_at_tables(work: _Work) -> None:
         named = {name for name in work.tables if name.name in words}
     holding = with_children(work.copy, named)
     work.touched = tuple(dict.fromkeys(name for names in holding.values() for name in names))
-    work.rows = sum(work.sizes.get(name, 0) for name in work.touched)
 
 
-def _allowed(work: _Work) -> Callable[[TableName, str], bool] | None:
+def _allowed(work: Work) -> Callable[[TableName, str], bool] | None:
     """Tells which tables and columns the upgrade may change; None where anything goes."""
     declared = None if work.revision.path else may_change(work.revision.migration)
     if declared is None:
@@ -368,7 +261,7 @@ def _allowed(work: _Work) -> Callable[[TableName, str], bool] | None:
     return allowed
 
 
-def _counted(work: _Work, before: Snapshot, found: Sequence[tuple[TableName, str]]) -> str:
+def _counted(work: Work, found: Sequence[tuple[TableName, str]]) -> str:
     """What differs from before, in words, with the number of rows where it can be counted."""
     if work.stages[0].name != "clone":  # elsewhere there is nothing to make another copy of
         return ", ".join(in_words(*each) for each in found)
@@ -380,7 +273,7 @@ def _counted(work: _Work, before: Snapshot, found: Sequence[tuple[TableName, str
             same = hash_columns(pristine, name, work.tables[name]).get(column)
             if column == ROWS:
                 words += f" (was {work.sizes[name]:,})"
-            elif same == before.tables[name][column]:
+            elif same == work.before.tables[name][column]:
                 rows = count_differing(pristine, work.copy, name, column)
                 words += f" in {counted(rows, 'row')}" if rows else ""
             said.append(words)
@@ -393,14 +286,14 @@ def _complete(revision: Revision, database: Database) -> None:
         work_off(database, revision.id)
 
 
-def _checks(work: _Work) -> str:
+def _checks(work: Work) -> str:
     _complete(work.revision, work.copy)
     if not any(not check.before for check in work.revision.migration.checks):
         return "the migration has none"
     work.validation = validate(work.copy, work.revision.migration)
     if not work.validation.passed:
         failed = [result for result in work.validation.results if not result.passed]
-        raise _FailedError(f"{failed[0].name}: {failed[0].failing_rows} rows fail")
+        raise FailedError(f"{failed[0].name}: {failed[0].failing_rows} rows fail")
     return work.validation.summary
 
 
@@ -408,14 +301,14 @@ def _checks(work: _Work) -> str:
 
 
 @contextmanager
-def _pristine(work: _Work) -> Generator[Callable[[], AbstractContextManager[Clone]]]:
+def _pristine(work: Work) -> Generator[Callable[[], AbstractContextManager[Clone]]]:
     """What makes copies of the clone as it is now."""
     label = work.revision.id
     with cloned(work.copy, f"{label}_before") as pristine:
         yield lambda: cloned(pristine, f"{label}_fault")
 
 
-def _untried(work: _Work, faults: Collection[str]) -> Iterator[FaultResult]:
+def _untried(work: Work, faults: Collection[str]) -> Iterator[FaultResult]:
     """The faults that were asked for and could not be tried, with the reason."""
     tried = {result.name for result in work.faults}
     failed = {stage.name: stage for stage in work.stages if not stage.passed}
@@ -428,7 +321,7 @@ def _untried(work: _Work, faults: Collection[str]) -> Iterator[FaultResult]:
             )
 
 
-def _fault(work: _Work, name: str, copy: Callable[[], AbstractContextManager[Clone]]) -> str:
+def _fault(work: Work, name: str, copy: Callable[[], AbstractContextManager[Clone]]) -> str:
     assert work.expected is not None
     scene = Scene(
         runner=work.runner,
@@ -446,5 +339,5 @@ def _fault(work: _Work, name: str, copy: Callable[[], AbstractContextManager[Clo
     result = FAULTS[name](scene)
     work.faults.append(result)
     if not result.passed:
-        raise _FailedError(f"{result.done}: {result.happened}")
+        raise FailedError(f"{result.done}: {result.happened}")
     return result.happened

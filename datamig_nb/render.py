@@ -85,7 +85,7 @@ def render(
     rehearsal in a project brings its copy there.  Without a project the earlier ones must have run.
     A later phase refuses to begin while the one before is not done, jobs of workers included, or
     while rows do not meet what it checked.  The upgrade of migrate keeps what the new columns held,
-    for its downgrade to give back; that of a :func:`transform` is not kept, and has no way back.
+    for its downgrade to give back.
 
     Parameters
     ----------
@@ -161,10 +161,11 @@ def _document(draft: Draft, down_revision: str | None) -> str:
     story = "\n\n\n".join((upgrade(draft), downgrade(draft)))
     constants = "\n\n".join(draft.constants)
     parts = machinery(f"{story}\n{constants}", draft.imports)
-    own = machinery(f"{story}\n{constants}")
-    draft.require_free_names(
-        "\n".join((own.imports, own.settings, story, constants, own.functions, "revision = ID"))
-    )
+    if draft.migration.transforms:
+        own = machinery(f"{story}\n{constants}")
+        draft.require_free_names(
+            "\n".join((own.imports, own.settings, story, constants, own.functions, "revision = ID"))
+        )
     pasted = f"# -------- Python\n\n\n{draft.pasted}\n\n\n" if draft.pasted else ""
     settings = f"\n\n{parts.settings}" if parts.settings else ""
     statements = f"# -------- SQL\n\n{constants}\n\n\n" if constants else ""

@@ -20,7 +20,7 @@ from datamig_nb.checks import (
 from datamig_nb.errors import MigrationError
 from datamig_nb.expressions import Expression, expression_text, listed
 from datamig_nb.migration import Migration, Step
-from datamig_nb.names import TableName, quote
+from datamig_nb.names import TableName, cut, quote
 from datamig_nb.operations import add_column, create_index
 from datamig_nb.statements import columns_read
 from datamig_nb.steps import Signal, back_up, backfill, keep_in_step
@@ -155,7 +155,7 @@ def normalize(
     if untouched:
         steps.append(_same_rows(name, untouched))
     if duplicates != "allow":
-        index = f"{name.name}_{into}_key"[:63]
+        index = cut(f"{name.name}_{into}_key")
         steps.append(create_index(index, name.name, [into], schema=name.schema, unique=True))
     return Migration(f"normalize {column} of {table} into {into}", *steps)
 

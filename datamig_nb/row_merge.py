@@ -11,7 +11,7 @@ from datamig_nb.compound import CreateTableAs, MergeRows, create_table_as
 from datamig_nb.errors import MigrationError
 from datamig_nb.expressions import listed
 from datamig_nb.migration import Step
-from datamig_nb.names import TableName, quote
+from datamig_nb.names import TableName, cut, quote
 from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows
 from datamig_nb.tables import Reference, Table, read_table
 
@@ -147,7 +147,7 @@ def _repoint(
             name = f"no two rows of {child.name} become the same {listed(unique)}"
             steps.append(check(name, colliding, before=True))
         elif not is_key:
-            gone = TableName("datamig", f"collided_{step.table.name}_{number}_{place}"[:63])
+            gone = TableName("datamig", cut(f"collided_{step.table.name}_{number}_{place}"))
             steps.append(
                 create_table_as(
                     gone, _colliding(child, unique, news, on, step.map.sql), key=child.key

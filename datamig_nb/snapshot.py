@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,7 @@ import sqlalchemy as sa
 from datamig_nb.database import Database, run
 from datamig_nb.errors import RehearsalError
 from datamig_nb.names import TableName, quote
-from datamig_nb.pg_programs import address, environment, table_pattern
-from datamig_nb.server import binaries
+from datamig_nb.pg_programs import run_program, table_pattern
 from datamig_nb.tables import read_table
 
 #: Stands for a column: how many rows the table has.
@@ -178,19 +176,13 @@ def keep_before(db: Database, tables: Iterable[TableName], checks: Iterable[str]
 
 
 def _dump_schema(db: Database, without: Collection[TableName]) -> str:
-    result = subprocess.run(
-        [
-            binaries() / "pg_dump",
-            "--schema-only",
-            "--exclude-schema=datamig",
-            "--exclude-schema=datamig_before",
-            *(f"--exclude-table={table_pattern(name)}" for name in without),
-            *address(db),
-        ],
-        env=environment(db),
-        capture_output=True,
-        text=True,
-        check=False,
+    result = run_program(
+        "pg_dump",
+        db,
+        "--schema-only",
+        "--exclude-schema=datamig",
+        "--exclude-schema=datamig_before",
+        *(f"--exclude-table={table_pattern(name)}" for name in without),
     )
     if result.returncode:
         raise RehearsalError(

@@ -177,8 +177,9 @@ def machinery(story: str, imports: Iterable[str] = ()) -> Machinery:
 
     ``imports`` are statements that the story needs beside those.
     """
-    needed = _names(story)
-    parts = _parts(_arguments(story))
+    read = ast.parse(story)
+    needed = _names(read)
+    parts = _parts(_arguments(read, story))
     chosen: set[str] = set()
     while more := {part.name for part in parts if part.name in needed} - chosen:
         chosen |= more
@@ -194,11 +195,11 @@ def machinery(story: str, imports: Iterable[str] = ()) -> Machinery:
 
 def names_used(code: str) -> frozenset[str]:
     """Names that the code reads, without Python's builtins."""
-    return _names(code) - set(dir(builtins))
+    return _names(ast.parse(code)) - set(dir(builtins))
 
 
-def _names(code: str) -> frozenset[str]:
-    return frozenset(node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name))
+def _names(code: ast.AST) -> frozenset[str]:
+    return frozenset(node.id for node in ast.walk(code) if isinstance(node, ast.Name))
 
 
 # The comments around lines that only some revisions need; one pair may lie within another.
@@ -210,12 +211,12 @@ _ONLY_WITH = re.compile(
 )
 
 
-def _arguments(story: str) -> frozenset[str]:
+def _arguments(read: ast.Module, story: str) -> frozenset[str]:
     """The names of arguments that calls of the story give.
 
     And "ctid" where a table has no key, "composite" where one has several columns.
     """
-    calls = [node for node in ast.walk(ast.parse(story)) if isinstance(node, ast.Call)]
+    calls = [node for node in ast.walk(read) if isinstance(node, ast.Call)]
     names = {keyword.arg for call in calls for keyword in call.keywords if keyword.arg}
     names |= {"ctid"} if '("ctid",)' in story else set()
     keys = (arg for call in calls for arg in call.args if isinstance(arg, ast.Tuple))
@@ -240,8 +241,9 @@ def _parts(arguments: frozenset[str]) -> tuple[_Part, ...]:
     return tuple(part for text in texts for part in _parts_of(text))
 
 
-def _parts_of(text: str) -> Iterable[_Part]:
-    lines = text.splitlines()
+@cache
+def _parts_of(text: str) -> tuple[_Part, ...]:
+    lines, found = text.splitlines(), list[_Part]()
     for node in ast.parse(text).body:
         match node:
             case (
@@ -259,7 +261,8 @@ def _parts_of(text: str) -> Iterable[_Part]:
         while lines[first - 2].startswith("# ") and "----" not in lines[first - 2]:
             first -= 1
         source = "\n".join(lines[first - 1 : node.end_lineno])
-        yield _Part(name, source, _names(source) - {name}, setting)
+        found.append(_Part(name, source, _names(node) - {name}, setting))
+    return tuple(found)
 
 
 def _imports(needed: Iterable[str], more: Iterable[str]) -> str:
@@ -267,7 +270,7 @@ def _imports(needed: Iterable[str], more: Iterable[str]) -> str:
     wanted = {*needed, *(["sa"] if "postgresql" in needed else [])}
     plain: set[str] = set()
     names_of: dict[str, set[str]] = {}
-    for bound, module, name in (*_bindings("\n".join(map(inspect.getsource, INLINED))), *_TYPES):
+    for bound, module, name in (*_bindings_of_inlined(), *_TYPES):
         if bound in wanted and not module.startswith("datamig_nb"):
             _add_import(plain, names_of, bound, module, name)
     for binding in _bindings("\n".join(more)):
@@ -300,6 +303,11 @@ def bindings(text: str) -> dict[str, str]:
             case _:
                 pass
     return found
+
+
+@cache
+def _bindings_of_inlined() -> list[tuple[str, str, str | None]]:
+    return _bindings("\n".join(map(inspect.getsource, INLINED)))
 
 
 def _bindings(text: str) -> list[tuple[str, str, str | None]]:

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from datamig_nb.errors import MigrationError
-from datamig_nb.names import TableName, literal, quote
-
-_MOST_BYTES = 63  # of a name; PostgreSQL cuts longer ones without a word
+from datamig_nb.names import MOST_NAME_BYTES, TableName, cut, literal, quote
 
 
 class Condition(NamedTuple):
@@ -196,10 +194,10 @@ def add_identity(table: TableName, column: str, always: bool | None) -> tuple[St
 def not_null_name(column: str) -> str:
     """Name of the CHECK that proves a column NOT NULL; no two columns of a table share one."""
     name = f"datamig_not_null_{column}"
-    if len(name.encode()) <= _MOST_BYTES:
+    if len(name.encode()) <= MOST_NAME_BYTES:
         return name
     # By its beginning it is no name of a column that fits.
-    return _cut(f"datamig_notnull_{_hash(column)}_{column}")
+    return cut(f"datamig_notnull_{_hash(column)}_{column}")
 
 
 def prove(
@@ -250,7 +248,7 @@ def build_index(
 
 def leftover_name(index: str) -> str:
     """Name that an INVALID leftover of an index gets before it is dropped."""
-    return _cut(f"datamig_invalid_{_hash(index)}_{index}")
+    return cut(f"datamig_invalid_{_hash(index)}_{index}")
 
 
 def use_index(table: TableName, name: str, kind: str, options: str = "") -> Statement:
@@ -291,7 +289,3 @@ def require_whole(what: str, table: TableName, found: Found) -> None:
 
 def _hash(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:16]
-
-
-def _cut(name: str) -> str:
-    return name.encode()[:_MOST_BYTES].decode(errors="ignore")

@@ -8,7 +8,6 @@ names, and every row that one of these refers to.
 from __future__ import annotations
 
 import re
-import subprocess
 import tempfile
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,8 +25,7 @@ from datamig_nb.database import Database, embedded, explained
 from datamig_nb.display import counted
 from datamig_nb.errors import RehearsalError
 from datamig_nb.names import TableName, literal, quote
-from datamig_nb.pg_programs import address, environment, table_pattern
-from datamig_nb.server import binaries
+from datamig_nb.pg_programs import run_program, table_pattern
 
 #: Rows of each table where neither fraction nor rows is given.
 ROWS = 10_000
@@ -176,17 +174,12 @@ def _session(database: Database) -> Generator[_Session]:
 
 def _dump_schema(source: Database, path: Path, unreadable: Sequence[Mapping[str, Any]]) -> None:
     patterns = [table_pattern(TableName(row["schema"], row["name"])) for row in unreadable]
-    result = subprocess.run(
-        [
-            *(binaries() / "pg_dump", "--schema-only", "--format=custom", f"--file={path}"),
-            *("--no-owner", "--no-privileges", "--no-publications", "--no-subscriptions"),
-            *(f"--exclude-table={pattern}" for pattern in patterns),
-            *address(source),
-        ],
-        env=environment(source),
-        capture_output=True,
-        text=True,
-        check=False,
+    result = run_program(
+        "pg_dump",
+        source,
+        *("--schema-only", "--format=custom", f"--file={path}"),
+        *("--no-owner", "--no-privileges", "--no-publications", "--no-subscriptions"),
+        *(f"--exclude-table={pattern}" for pattern in patterns),
     )
     if result.returncode:
         raise RehearsalError(
@@ -197,16 +190,8 @@ def _dump_schema(source: Database, path: Path, unreadable: Sequence[Mapping[str,
 
 def _restore(target: Database, dump: Path, section: str) -> list[str]:
     """Restore a part of the schema; what was not possible here, in PostgreSQL's words."""
-    result = subprocess.run(
-        [
-            *(binaries() / "pg_restore", f"--section={section}"),
-            *("--no-owner", "--no-privileges", *address(target), dump),
-        ],
-        env=environment(target),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    options = (f"--section={section}", "--no-owner", "--no-privileges", dump)
+    result = run_program("pg_restore", target, *options)
     return re.findall(r"^pg_restore: error: .*?ERROR:  (.*)$", result.stderr, re.MULTILINE)
 
 

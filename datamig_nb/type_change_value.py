@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from datamig_nb import expr
 from datamig_nb.compound import ChangeType
 from datamig_nb.errors import ExpressionError, MigrationError, QueryError
-from datamig_nb.names import literal, quote
+from datamig_nb.names import cut, literal, quote
 from datamig_nb.sql_analysis import result_columns, volatile_names
 from datamig_nb.statements import names_in
 from datamig_nb.tables import Table, read_table
@@ -101,7 +101,9 @@ def change_of(
         value = f"CASE WHEN {name}::text IN ({texts}) THEN NULL ELSE {value} END"
         has += f" AND {name}::text NOT IN ({texts})"
     if step.otherwise is not None:
-        value = f"coalesce({value}, CASE WHEN {has} THEN {step.otherwise} END)"
+        # without its length, for a cast would cut what is too long
+        other = f"CAST({step.otherwise} AS {bare_type})"
+        value = f"coalesce({value}, CASE WHEN {has} THEN {other} END)"
     return Change(
         step=step,
         table=table,
@@ -152,8 +154,3 @@ def _types(
 def reads_new_columns(change: Change, changes: Sequence[Change]) -> bool:
     """Whether its value reads what another change makes."""
     return bool(names_in(change.value) & {other.new for other in changes})
-
-
-def cut(name: str) -> str:
-    """As much of a name as PostgreSQL takes."""
-    return name.encode()[:63].decode(errors="ignore")

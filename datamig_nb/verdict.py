@@ -30,27 +30,6 @@ _REFUSES = re.compile(
 )
 
 
-def judge(
-    downgrade: AlembicRun, changed: Sequence[object], differences: Sequence[object]
-) -> Verdict:
-    """What the way back gives, from how it went.
-
-    Parameters
-    ----------
-    changed
-        Values of tables that were other ones after the upgrade than before.
-    differences
-        What was not as before after the downgrade.
-    """
-    if refuses(downgrade):
-        return "irreversible"
-    if not downgrade.passed:
-        return "not known"
-    if differences:
-        return "lossy"
-    return "lossless with backup" if changed else "lossless"
-
-
 def may_change(migration: Migration) -> dict[TableName, set[str] | None] | None:
     """The columns that the steps write, by table, where they were there before.
 

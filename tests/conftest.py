@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from datamig_nb.database import Database, connect
 from datamig_nb.samples import load_guide
-from datamig_nb.server import stop_server
+from datamig_nb.server import ensure_server, stop_server
 from tests.alembic_project import AlembicProject, make_project
 from tests.items import MAKE_ITEMS
 from tests.scratch import query, scratch_database, session
-
-_numbers = itertools.count(1)
+from tests.second_server import DEBIANS, running
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,34 +38,40 @@ def server_home() -> Iterator[Path]:
 def samples(server_home: Path) -> Database:
     """The sample database of the run: only to be read."""
     assert server_home.is_dir()
+    postgres = connect(ensure_server().url())
+    # It is never crashed, and its files are of no use after this run.
+    query(postgres, "ALTER SYSTEM SET fsync = off")
+    query(postgres, "SELECT pg_reload_conf()")
     return connect()
 
 
 @pytest.fixture
 def make_database(samples: Database) -> Iterator[Callable[[str], Database]]:
     """Make a database from a template, dropped after the test."""
-    made: list[Database] = []
-    engine = samples.at("postgres").engine.execution_options(isolation_level="AUTOCOMMIT")
-
-    def make(template: str) -> Database:
-        database = samples.at(f"test_{next(_numbers)}")
-        with engine.connect() as connection:
-            connection.exec_driver_sql(
-                f"CREATE DATABASE {database.url.database} TEMPLATE {template}"
-            )
-        made.append(database)
-        return database
-
-    yield make
-    with engine.connect() as connection:
-        for database in made:
-            connection.exec_driver_sql(f"DROP DATABASE {database.url.database} WITH (FORCE)")
+    with ExitStack() as made:
+        yield lambda template: made.enter_context(scratch_database(samples, template))
 
 
 @pytest.fixture
 def database(make_database: Callable[[str], Database]) -> Database:
     """An empty database."""
     return make_database("template0")
+
+
+@pytest.fixture(scope="session")
+def fifteen() -> Iterator[Database]:
+    """A server of PostgreSQL 15, the oldest to be had: what a test writes there is its own."""
+    if not DEBIANS.is_dir():
+        pytest.skip("Debian's PostgreSQL 15 is not installed")
+    with running(DEBIANS) as url:
+        yield connect(url)
+
+
+@pytest.fixture
+def older(fifteen: Database) -> Iterator[Database]:
+    """An empty database of PostgreSQL 15."""
+    with scratch_database(fifteen) as made:
+        yield made
 
 
 @pytest.fixture

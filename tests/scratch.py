@@ -19,7 +19,9 @@ def scratch_database(server: Database, template: str = "template0") -> Generator
     """A database of its own, dropped at the end."""
     made = server.at(f"scratch_{next(_numbers)}")
     postgres = server.at("postgres")
-    query(postgres, f"CREATE DATABASE {made.url.database} TEMPLATE {template}")
+    # copied as files, which costs half of what it costs to log each page
+    like = f"TEMPLATE {template} STRATEGY file_copy"
+    query(postgres, f"CREATE DATABASE {made.url.database} {like}")
     try:
         yield made
     finally:

@@ -25,7 +25,7 @@ from datamig_nb.database import Database
 from datamig_nb.migration import Migration, Step
 from datamig_nb.operations import add_column, sql
 from datamig_nb.render import Revision, render
-from datamig_nb.server import binaries
+from datamig_nb.server_setup import binaries
 from datamig_nb.steps import backfill
 from datamig_nb.watch import Runs, cancel, pause, resume, runs
 from tests.alembic_project import AlembicProject, Outcome, make_project

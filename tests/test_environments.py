@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from datamig_nb.checks import no_nulls
-from datamig_nb.database import Database, connect
+from datamig_nb.database import Database
 from datamig_nb.migration import Migration
 from datamig_nb.operations import add_column, alter_column, create_check_constraint
 from datamig_nb.render import render
@@ -24,7 +24,6 @@ from datamig_nb.steps import backfill, keep_in_step
 from tests.alembic_project import AlembicProject, Outcome, make_project
 from tests.pooler import PGBOUNCER, pooled
 from tests.scratch import query, session
-from tests.second_server import DEBIANS, running
 
 ROWS = 5_000
 
@@ -373,15 +372,14 @@ def test_through_pgbouncer_several_connections_share_the_work(
     ]
 
 
-@pytest.mark.skipif(not DEBIANS.is_dir(), reason="Debian's PostgreSQL 15 is not installed")
-def test_on_postgresql_15_it_is_killed_and_goes_on_and_back(tmp_path: Path) -> None:
-    with running(DEBIANS) as url:
-        old = connect(url)
-        query(old, NOTES)
-        project = project_between(old, tmp_path / "project", "generic")
+def test_on_postgresql_15_it_is_killed_and_goes_on_and_back(
+    older: Database, tmp_path: Path
+) -> None:
+    query(older, NOTES)
+    project = project_between(older, tmp_path / "project", "generic")
 
-        assert old.major == 15
-        goes_on_and_back(project, old)
+    assert older.major == 15
+    goes_on_and_back(project, older)
 
 
 # ---------------------------------------------------------------- sessions that differ

@@ -18,7 +18,7 @@ from datamig_nb.hazards import Hazard
 from datamig_nb.migration import Migration
 from datamig_nb.rehearsal import Rehearsal
 from datamig_nb.samples import load_players
-from datamig_nb.server import binaries
+from datamig_nb.server_setup import binaries
 from tests import guide
 from tests.scratch import query, scratch_database, session
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from datamig_nb.database import Database, connect
+from datamig_nb.database import Database
 from tests.alembic_project import AlembicProject, Outcome, make_project
 from tests.scratch import query, session
-from tests.second_server import DEBIANS, running
 from tests.transform_revision import HandWritten, call, transform_revision, with_tables
 
 ROWS = 6_000
@@ -418,18 +417,14 @@ def test_rows_are_computed_with_every_driver(
     assert query(large, WRONG) == []
 
 
-@pytest.mark.skipif(not DEBIANS.exists(), reason="PostgreSQL 15 is not installed")
-def test_rows_are_computed_on_an_older_postgresql(project: AlembicProject) -> None:
-    with running(DEBIANS) as url:
-        database = connect(url.render_as_string(hide_password=False))
-        make_values(database)
-        query(database, MAKE)
-        project.add(copying())
-        ok(project.alembic(database, "upgrade", "head"))
-        copied = not_copied(database)
-        query(database, "DELETE FROM alembic_version")
-        project.add(cleaning(**THREADS), PARTED)
-        ok(project.alembic(database, "upgrade", "head"))
-        database.engine.dispose()
+def test_rows_are_computed_on_an_older_postgresql(older: Database, project: AlembicProject) -> None:
+    make_values(older)
+    query(older, MAKE)
+    project.add(copying())
+    ok(project.alembic(older, "upgrade", "head"))
+    copied = not_copied(older)
+    query(older, "DELETE FROM alembic_version")
+    project.add(cleaning(**THREADS), PARTED)
+    ok(project.alembic(older, "upgrade", "head"))
 
-        assert (copied, query(database, WRONG)) == ({}, [])
+    assert (copied, query(older, WRONG)) == ({}, [])

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from datamig_nb.errors import RehearsalError
-from datamig_nb.launcher import Launcher
+from datamig_nb.launcher import launcher
 
 #: What no run can do: its environment lacks the address of the database.
 NOTHING = ["alembic.ini", "revisions", "upgrade", "head"]
 
 
-@pytest.fixture
-def launcher() -> Iterator[Launcher]:
-    """A launcher that ends with the test."""
-    with Launcher() as launcher:
-        yield launcher
-
-
-def test_each_run_ends_with_its_own_output_and_code(launcher: Launcher, tmp_path: Path) -> None:
-    failing = launcher.start(NOTHING, tmp_path, {})
-    killed = launcher.start(["alembic.ini", "a" * 200_000], tmp_path, {"A": "é" * 100_000})
+def test_each_run_ends_with_its_own_output_and_code(tmp_path: Path) -> None:
+    failing = launcher().start(NOTHING, tmp_path, {})
+    killed = launcher().start(["alembic.ini", "a" * 200_000], tmp_path, {"A": "é" * 100_000})
     os.killpg(killed.pid, signal.SIGKILL)
 
     assert "KeyError: 'DATAMIG_REHEARSAL_URL'" in failing.stdout.read()
@@ -35,10 +27,16 @@ def test_each_run_ends_with_its_own_output_and_code(launcher: Launcher, tmp_path
         fork.close()
 
 
-def test_a_run_that_cannot_begin_says_what_to_do(launcher: Launcher, tmp_path: Path) -> None:
-    launcher.start(NOTHING, tmp_path, {}).close()
-    launcher._process.kill()  # pyright: ignore[reportPrivateUsage]
-    launcher._process.wait()  # pyright: ignore[reportPrivateUsage]
+def test_one_that_is_gone_says_what_to_do_and_has_a_successor(tmp_path: Path) -> None:
+    gone = launcher()
+    gone.start(NOTHING, tmp_path, {}).close()
+    assert launcher() is gone
+    gone._process.kill()  # pyright: ignore[reportPrivateUsage]
+    gone._process.wait()  # pyright: ignore[reportPrivateUsage]
 
     with pytest.raises(RehearsalError, match=r"could not be started.*rehearse again"):
-        launcher.start(NOTHING, tmp_path, {})
+        gone.start(NOTHING, tmp_path, {})
+
+    again = launcher().start(NOTHING, tmp_path, {})
+    assert again.wait() == 1
+    again.close()

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from datamig_nb.alembic_runs import AlembicRun, Sent
+from datamig_nb.hazards import hazards_of_run
 from datamig_nb.lint import is_unbatched, lint
+from datamig_nb.names import TableName
 
 EXPECTED = sorted((Path(__file__).parent / "expected").glob("*.py"))
 
@@ -98,3 +101,19 @@ def test_merge_of_two_heads_needs_no_downgrade() -> None:
 )
 def test_statement_without_bounds_takes_all_rows(statement: str, unbatched: bool) -> None:
     assert is_unbatched(statement) is unbatched
+
+
+def test_a_name_that_is_no_table_of_ours_has_no_rows() -> None:
+    sent = Sent(
+        transaction=1,
+        text="UPDATE shop.public.item SET price = 0",
+        times=1,
+        rows=3,
+        most_rows=3,
+        first_seconds=0.0,
+        last_seconds=0.0,
+        failed=False,
+    )
+    run = AlembicRun(words=("upgrade", "head"), code=0, seconds=1.0, log=(), statements=(sent,))
+
+    assert hazards_of_run(run, {TableName("public", "item"): 2}, lambda _: True) == ()

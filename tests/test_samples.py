@@ -14,7 +14,7 @@ from psycopg import sql
 from datamig_nb import samples
 from datamig_nb.errors import DatabaseError, MissingExtraError
 
-#: The messes as listed in samples.__doc__: name -> condition that finds it, rows in a thousand.
+#: The messes that samples_guide lists: name -> condition that finds it, rows in a thousand.
 Messes = Mapping[str, tuple[str, int]]
 
 ADDRESS = r"user\d+@example\.(com|net|org)"

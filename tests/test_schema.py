@@ -10,7 +10,7 @@ import itertools
 import os
 import subprocess
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -45,12 +45,11 @@ from datamig_nb.operations import (
 )
 from datamig_nb.preflight import definition_query, preflight
 from datamig_nb.schema import StatementStep, downgrade_statements, upgrade_statements
-from datamig_nb.server import binaries
+from datamig_nb.server_setup import binaries
 from datamig_nb.stages import Found, NoWayBack, Statement
 from datamig_nb.step_effects import goes_with_another
 from datamig_nb.steps import Sql
-from tests.scratch import query, session
-from tests.second_server import DEBIANS, running
+from tests.scratch import query, scratch_database, session
 
 Session: TypeAlias = psycopg.Connection[Any]
 
@@ -110,15 +109,6 @@ SELECT concat_ws(' ', 'TYPE', oid::regtype, enum_range)
 # ---------------------------------------------------------------- servers and helpers
 
 
-@pytest.fixture(scope="module")
-def fifteen() -> Iterator[Database]:
-    """PostgreSQL 15, the oldest to be had."""
-    if not DEBIANS.is_dir():
-        pytest.skip("there is no PostgreSQL 15 here")
-    with running(DEBIANS) as url:
-        yield Database(url=url.set(drivername="postgresql+psycopg"), version="15.0")
-
-
 @pytest.fixture(params=["18", "15"], scope="module")
 def server(request: pytest.FixtureRequest) -> Database:
     """Two versions of PostgreSQL, one after the other."""
@@ -127,11 +117,9 @@ def server(request: pytest.FixtureRequest) -> Database:
 
 @contextmanager
 def new_shop(server: Database) -> Generator[Database]:
-    made = server.at(f"shop_{next(_numbers)}")
-    query(server.at("postgres"), f"CREATE DATABASE {made.url.database} TEMPLATE template0")
-    query(made, SHOP)
-    yield made
-    query(server.at("postgres"), f"DROP DATABASE {made.url.database} WITH (FORCE)")
+    with scratch_database(server) as made:
+        query(made, SHOP)
+        yield made
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ import sqlalchemy as sa
 
 from datamig_nb import server as server_module
 from datamig_nb.errors import MissingExtraError, ServerStartError
-from datamig_nb.server import Server, binaries, data_home, ensure_server, stop_server
+from datamig_nb.server import Server, data_home, ensure_server, stop_server
+from datamig_nb.server_setup import binaries
 from datamig_nb.supervisor import find_postmaster, serves, try_lock, watch
 
 ROOT = os.geteuid() == 0

@@ -15,7 +15,7 @@ from datamig_nb.errors import RehearsalError
 from datamig_nb.patterns import split_column
 from datamig_nb.rehearse import rehearse
 from datamig_nb.render import render
-from datamig_nb.server import binaries
+from datamig_nb.server_setup import binaries
 from datamig_nb.subset import sampled
 from tests.scratch import query, scratch_database
 

@@ -1,6 +1,6 @@
 """Run the measurements: ``python -m tests.benchmarks [NAME …] [--rows N]``.
 
-``cases --only 08 11`` takes these of the cases, ``backfill --only kept`` those with the word.
+``cases --only 08 11`` takes these of the cases, ``backfill`` and ``limits`` those with the word.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ _ALL = (
     "cases",
     "forecast",
     "latency",
+    "limits",
     "scale",
     "profile",
     "rehearsal",

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 import datamig_nb as dm
 from datamig_nb.database import Database, run
-from datamig_nb.server import binaries
+from datamig_nb.server_setup import binaries
 from tests.benchmarks import cost
 from tests.benchmarks.backfill import STATUS, make
 

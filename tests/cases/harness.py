@@ -16,7 +16,7 @@ from pathlib import Path
 
 import datamig_nb as dm
 from datamig_nb.database import Database
-from datamig_nb.server import binaries
+from datamig_nb.server_setup import binaries
 from tests.scratch import query
 
 HERE = Path(__file__).resolve().parent

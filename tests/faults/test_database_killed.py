@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from datamig_nb.database import Database, connect
 from datamig_nb.render import render
-from datamig_nb.server import binaries
+from datamig_nb.server_setup import binaries
 from tests.alembic_project import AlembicProject
 from tests.faults.kills import has_burnt, lay_fuse, light_fuse, opened_by_and_by, set_gate
 from tests.faults.line import line_to

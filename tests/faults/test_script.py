@@ -15,7 +15,7 @@ from pathlib import Path
 
 from datamig_nb.database import Database
 from datamig_nb.render import render
-from datamig_nb.server import binaries
+from datamig_nb.server_setup import binaries
 from tests.alembic_project import AlembicProject
 from tests.faults.worlds import MAKE_SHOP, SHOP_SETTINGS, every_kind_of_step, picture, rows_of
 from tests.runs import ok, wait_until

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 import datamig_nb as dm
 from datamig_nb.database import Database
-from datamig_nb.server import binaries
+from datamig_nb.server_setup import binaries
 from tests.runs import small_batches
 from tests.scratch import query
 
