@@ -44,7 +44,6 @@ def require_steps(connection: sa.Connection, migration: Migration, catalog: Cata
                 _require_steady_key(step, catalog)
                 for text in (*step.reads, *filter(None, [step.where])):
                     _require_expression(connection, catalog, step.table, text)
-                _require_not_backed_up(step, migration)
             case _:
                 pass
 
@@ -128,16 +127,6 @@ def _require_steady_key(step: Backfill | Transform, catalog: Catalog) -> None:
     if moved:
         raise MigrationError(
             f"{moved[0]!r} is part of the key by which {str(step.table)!r} is walked",
-            "fill a new column, and make that one the key in a later migration",
+            "fill a new column, and make that one the key in a later migration; or put such rows in"
+            " once more by insert_rows(), with their new key, and remove the old by delete_rows()",
         )
-
-
-def _require_not_backed_up(step: Transform, migration: Migration) -> None:
-    for other in migration.steps:
-        if isinstance(other, BackUp) and other.table == step.table:
-            for column in sorted(set(other.columns) & set(step.columns)):
-                raise MigrationError(
-                    f"back_up() keeps what backfills overwrite, but {column!r} of"
-                    f" {str(step.table)!r} is computed by transform()",
-                    "write to a new column, and drop the old one in a later migration",
-                )

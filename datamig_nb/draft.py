@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic.operations import ops
 
-from datamig_nb import dropped, kept, statements, targets, walks
+from datamig_nb import dropped, kept, statements, step_effects, targets, walks
 from datamig_nb.catalog import Catalog
 from datamig_nb.checks import Check, RowCheck
 from datamig_nb.compound import Swap
@@ -30,6 +30,7 @@ from datamig_nb.source import (
 )
 from datamig_nb.stages import Statement
 from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Sql
+from datamig_nb.transforms import Transform
 
 # Stands for the revision's id while the text is written: the id is a hash of that text.  It looks
 # like none, so that no expression holds it by chance.
@@ -292,12 +293,14 @@ class Draft:
 
     def keeper(self, step: Step) -> BackUp | None:
         """The step that says to keep what this one drops; None where nothing is kept."""
+        if step_effects.goes_with_another(step, self.migration.steps):
+            return None  # there was nothing before this revision
         return dropped.kept_by(step, self.whole.steps)
 
-    def saved(self, step: Backfill) -> kept.Kept | None:
-        """The table for what the backfill replaces; None where nothing is kept."""
+    def saved(self, step: Backfill | Transform) -> kept.Kept | None:
+        """The table for what the step replaces; None where nothing is kept."""
         added, own = self.catalog.added.get(step.table, {}), self.added.get(step.table, {})
-        earlier = [column for column in step.assign if column in added and column not in own]
+        earlier = [column for column in step.columns if column in added and column not in own]
         columns = dict.fromkeys((*walks.kept_columns(step, self.whole), *earlier))
         if not columns:
             return None

@@ -22,15 +22,10 @@ from datamig_nb.transforms import Transform
 def irreversible(draft: Draft) -> str | None:
     """Why there is no way back, or None."""
     for step in draft.migration.steps:
-        if isinstance(step, Backfill):
+        if isinstance(step, Backfill | Transform):
             added = draft.catalog.added.get(step.table, {})
             kept = walks.kept_columns(step, draft.whole)
-            lost = [c for c in step.assign if c not in added and c not in kept]
-            if lost:
-                return f"{', '.join(lost)} of {step.table} held values that were not kept"
-        if isinstance(step, Transform):
-            added = draft.added.get(step.table, {})
-            if lost := [column for column in step.columns if column not in added]:
+            if lost := [c for c in step.columns if c not in added and c not in kept]:
                 return f"{', '.join(lost)} of {step.table} held values that were not kept"
         if isinstance(step, DeleteRows) and not step.keep:
             return f"the rows deleted from {step.table} were not kept"
@@ -81,7 +76,8 @@ def way_back(draft: Draft) -> str:
         )
     if loose:
         parts.append(f"drops {' and '.join(loose)}, whatever was written there since")
-    keeps = any(draft.saved(step) for step in draft.migration.backfills)
+    fills = (*draft.migration.backfills, *draft.migration.transforms)
+    keeps = any(draft.saved(step) for step in fills)
     if keeps or any(isinstance(s, BackUp | DeleteRows | InsertRows) for s in draft.migration.steps):
         parts.append(
             "puts back what was kept, where it was not edited since; datamig.conflict lists"
@@ -100,7 +96,7 @@ def downgrade(draft: Draft) -> str:
         for table in dict.fromkeys(step.table for step in draft.whole.backfills)
         for check in _unedited(draft, table)
     ]
-    for step in draft.migration.transforms:
+    for step in (step for step in draft.migration.transforms if draft.saved(step) is None):
         for check in checksum_checks(replace(step, where=None, quarantine_rows=None)):
             held = f"{', '.join(step.writes)} of {step.table} not edited since the upgrade"
             checks.append(draft.check(held, draft.catalog.failing(check)))
@@ -170,7 +166,10 @@ def _downgrade_step(draft: Draft, step: Step) -> list[str]:
                 step_line(f"DROP TRIGGER IF EXISTS {name} ON {table.sql}"),
                 step_line(f"DROP FUNCTION IF EXISTS datamig.{name}()"),
             ]
-        case Backfill():
+        case Backfill(walk=walk):
+            end_job = [] if walk.job is None else ["end_job()"]
+            return [*end_job, *_restore(draft, step, fire_triggers=walk.fire_triggers)]
+        case Transform():
             return _restore(draft, step)
         case InsertRows():
             return _take_out(draft, step)
@@ -228,13 +227,10 @@ def _swap_back(draft: Draft, step: Swap) -> list[str]:
     return [*lines, draft.statement(swap, once=True)]
 
 
-def _restore(draft: Draft, step: Backfill) -> list[str]:
+def _restore(draft: Draft, step: Backfill | Transform, *, fire_triggers: bool = True) -> list[str]:
     saved = draft.saved(step)
-    end_job = [] if step.walk.job is None else ["end_job()"]
-    if saved is None:
-        return end_job
-    role = {} if step.walk.fire_triggers else {"role": '"replica"'}
-    return [*end_job, *_restore_values(draft, saved, draft.number(step), role)]
+    role = {} if fire_triggers else {"role": '"replica"'}
+    return [] if saved is None else _restore_values(draft, saved, draft.number(step), role)
 
 
 def _restore_values(draft: Draft, saved: kept.Kept, number: int, more: dict[str, str]) -> list[str]:

@@ -162,7 +162,7 @@ def _backfill(draft: Draft, step: Backfill) -> list[str]:
         lines.append(f"step({draft.constant('keep values', kept.keep_values(saved))})")
         returning = draft.minimum_server >= kept.RETURNS_OLD
         keeping = kept.update_batch_returning if returning else kept.update_batch_keeping
-        update = keeping(bounded, expressions, plan.guard, saved, (ID, name))
+        update = keeping(bounded, expressions, plan.guard, saved)
     else:
         update = statements.update_batch(bounded, expressions, plan.guard)
     if plan.look_back is not None:
@@ -210,8 +210,12 @@ def _transform(draft: Draft, step: Transform) -> list[str]:
         arguments.append("computes=by_series")
     if step.quarantine_rows is not None:
         arguments += ["set_aside=set_aside", f"quarantine_rows={step.quarantine_rows}"]
+    lines, saved = list[str](), draft.saved(step)
+    if saved is not None:
+        lines.append(f"step({draft.constant('keep values', kept.keep_values(saved))})")
+        arguments.append(f"update={draft.constant('update', kept.update_computed(saved))}")
     checks = [f"require({draft.check(*draft.failing(c))})" for c in checksum_checks(step)]
-    return [f"transform({', '.join(arguments)})", *checks]
+    return [*lines, f"transform({', '.join(arguments)})", *checks]
 
 
 def _is_text(draft: Draft, step: Transform) -> bool:
@@ -255,19 +259,18 @@ def _insert(draft: Draft, step: InsertRows) -> list[str]:
         lines.append(f"step({draft.constant('keep values', kept.keep_values(changed))})")
     known = draft.catalog.table(step.table).columns
     numbered = any(c.generated and not c.computed and c.name in columns for c in known)
-    place = (ID, name)
     more, read, after = walks.options(step.walk, _hold(draft, step)), step, list[str]()
     if walks.is_run_once(step):
         rows = f"datamig.rows_{ID}_{draft.number(step)}"
         made = draft.constant(
-            f"run the query for {step.table.name}", statements.run_once(step, rows, place)
+            f"run the query for {step.table.name}", statements.run_once(step, rows, (ID, name))
         )
         lines.append(f"step({made})")
         after.append(step_line(f"DROP TABLE IF EXISTS {rows}"))
         read = replace(step, select=f"TABLE {rows}")
     else:
         more["least_rows"] = "JOINED_BATCH_ROWS"
-    insert = kept.insert_batch(read, columns, saved, changed, key, place, overriding=numbered)
+    insert = kept.insert_batch(read, columns, saved, changed, key, overriding=numbered)
     work = draft.constant(f"insert into {step.table.name}", insert)
     more["relation"] = draft.constant(f"source of {step.table.name}", statements.source(read))
     walk = draft.run(name, step.table, tuple(map(quote, step.key)), work, more)

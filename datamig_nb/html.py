@@ -128,11 +128,6 @@ def _sql(step: Step) -> list[tuple[str, str]]:
             return []
 
 
-@display.renders(TableProfile)
-def _profile(profile: TableProfile) -> str:
-    return _html("profile.mako", profile=profile)
-
-
 @display.renders(Preview)
 def _preview(preview: Preview) -> str:
     return _html("preview.mako", preview=preview, compared=_compared)
@@ -148,36 +143,16 @@ def _compared(part: BackfillPreview) -> dict[int, int]:
     return {n: part.reads.index(name) for n, name in enumerate(part.sets) if name in part.reads}
 
 
-@display.renders(Revision)
-def _revision(revision: Revision) -> str:
-    return _html("revision.mako", revision=revision)
+def _render(kind: type[object], name: str) -> None:
+    """Render such values by the template of that name, which finds the value under it too."""
+    display.renders(kind)(lambda value: _html(f"{name}.mako", **{name: value}))
 
 
-@display.renders(Rehearsal)
-def _rehearsal(rehearsal: Rehearsal) -> str:
-    return _html("rehearsal.mako", rehearsal=rehearsal)
-
-
-@display.renders(Export)
-def _export(export: Export) -> str:
-    return _html("export.mako", export=export)
-
-
-@display.renders(ValidationReport)
-def _validation(report: ValidationReport) -> str:
-    return _html("validation.mako", report=report)
-
-
-@display.renders(Runs)
-def _runs(runs: Runs) -> str:
-    return _html("runs.mako", runs=runs)
-
-
-@display.renders(Clones)
-def _clones(clones: Clones) -> str:
-    return _html("clones.mako", clones=clones.clones)
-
-
-@display.renders(SetAside)
-def _set_aside(aside: SetAside) -> str:
-    return _html("set_aside.mako", aside=aside)
+_render(TableProfile, "profile")
+_render(Revision, "revision")
+_render(Rehearsal, "rehearsal")
+_render(Export, "export")
+_render(ValidationReport, "validation")
+_render(Runs, "runs")
+_render(Clones, "clones")
+_render(SetAside, "set_aside")

@@ -40,6 +40,7 @@ class Job(NamedTuple):
     kinds: Callable[[Job], Job] | None = None  # None: all is text
     set_aside: Callable[..., None] | None = None  # None: the first row that fails stops it
     quarantine_rows: int = 0
+    update: str = "{update}"  # what else its statement does
     rows: int = 0
     bytes: int = 0
     files: str = ""  # SELECT that changes when VACUUM FULL, say, gives all rows another ctid

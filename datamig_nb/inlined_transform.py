@@ -317,6 +317,7 @@ def write_batch(
         f" WHERE {in_range(job, window.after, window.last, 'target.')} AND {same}{without}"
         f" AND ({differs})"
     )
+    statement = job.update.replace("{update}", statement, 1)
     # A colon of the statement is one; only the marks are parameters.
     text = sa.text(statement.replace(":", r"\:").replace("\x01", ":"))
     changed = (bind or op.get_bind()).execute(text, values).rowcount

@@ -68,17 +68,15 @@ class Kept:
         """All columns of the table, as a list."""
         return ", ".join([self.keys, *(f"{self.before(c)}, {self.after(c)}" for c in self.types)])
 
-    def add(self, revision: str, walk: str, rows: str) -> str:
-        """Keep what the rows of a WITH query say, and the number of the batch.
+    def add(self, rows: str) -> str:
+        """Keep what the rows of a WITH query say, and the number of the transaction.
 
         No index is in the way.  A row that the look back changes again is kept again, see
         :func:`index_kept`.
         """
-        this = f"({literal(revision)}, {literal(walk)}, 1)"
-        number = f"SELECT batches FROM datamig.run WHERE (revision, step, part) = {this}"
         return (
-            f"INSERT INTO {self.name} ({self.all_columns}, datamig_batch)\n"
-            f"SELECT {self.all_columns},\n       ({number})\n  FROM {rows}"
+            f"INSERT INTO {self.name} ({self.all_columns}, datamig_xid)\n"
+            f"SELECT {self.all_columns}, pg_current_xact_id()::text::bigint\n  FROM {rows}"
         )
 
 
@@ -92,7 +90,7 @@ def keep_values(kept: Kept) -> str:
         ]
     return (
         f"CREATE TABLE IF NOT EXISTS {kept.name} AS\n"
-        f"SELECT {', '.join(columns)}, 0::bigint AS datamig_batch\n"
+        f"SELECT {', '.join(columns)}, 0::bigint AS datamig_xid\n"
         f"  FROM {kept.table.sql} WITH NO DATA"
     )
 
@@ -104,20 +102,36 @@ def index_kept(kept: Kept) -> str:
     """
     name, index = kept.name, f"{kept.name.partition('.')[2]}_key"
     create = f"CREATE UNIQUE INDEX IF NOT EXISTS {index} ON {name} ({kept.keys})"
-    news = ", ".join(f"{kept.after(c)} = later.{kept.after(c)}" for c in kept.types)
-    order = f"{kept.keys}, datamig_batch DESC"
+    starts = {
+        column: f"{comparable(kept.before(column), type)} IS DISTINCT FROM\n"
+        f"                      lag({comparable(kept.after(column), type)}) OVER earlier"
+        f" OR lag(datamig_xid) OVER earlier IS NULL AS starts_{number}"
+        for number, (column, type) in enumerate(kept.types.items(), 1)
+    }
+    firsts = [
+        f"first_value({kept.before(column)}) OVER (PARTITION BY {kept.keys}\n"
+        f"                   ORDER BY starts_{number} DESC, datamig_xid DESC) AS first_{number}"
+        for number, column in enumerate(kept.types, 1)
+    ]
+    olds = ", ".join(f"{kept.before(c)} = first_{n}" for n, c in enumerate(kept.types, 1))
+    noted, chosen = ",\n               ".join(starts.values()), ",\n               ".join(firsts)
     return f"""DO $datamig$
 BEGIN
     IF to_regclass({literal(name)}) IS NOT NULL THEN
         {create};
     END IF;
 EXCEPTION WHEN unique_violation THEN
-    -- The walk changed a row again: its first old value counts, and its last new one.
-    UPDATE {name} AS kept SET {news}
-      FROM (SELECT DISTINCT ON ({kept.keys}) * FROM {name} ORDER BY {order}) AS later
-     WHERE {_same("kept", "later", kept.key)} AND kept.datamig_batch < later.datamig_batch;
-    DELETE FROM {name} AS kept USING {name} AS earlier
-     WHERE {_same("kept", "earlier", kept.key)} AND kept.datamig_batch > earlier.datamig_batch;
+    -- The walk changed a row again.  Its last new value counts, and the old one before all that the
+    -- walk wrote since somebody else did.
+    UPDATE {name} AS kept SET {olds}
+      FROM (SELECT {kept.keys}, datamig_xid, {chosen}
+              FROM (SELECT *, {noted}
+                      FROM {name}
+                    WINDOW earlier AS (PARTITION BY {kept.keys} ORDER BY datamig_xid)) AS noted
+           ) AS chosen
+     WHERE {_same("kept", "chosen", kept.key)} AND kept.datamig_xid = chosen.datamig_xid;
+    DELETE FROM {name} AS kept USING {name} AS later
+     WHERE {_same("kept", "later", kept.key)} AND kept.datamig_xid < later.datamig_xid;
     {create};
 END
 $datamig$"""
@@ -128,12 +142,8 @@ def update_batch_keeping(
     expressions: Mapping[str, str],
     guard: str | None,
     kept: Kept,
-    place: tuple[str, str],
 ) -> str:
-    """The UPDATE of one batch that keeps, in the same statement, what it replaces.
-
-    ``place`` is the revision and the name of the walk.
-    """
+    """The UPDATE of one batch that keeps, in the same statement, what it replaces."""
     name = quote(kept.table.name)
     keys = ", ".join(f"{name}.{quote(part)}" for part in kept.key)
     values = [
@@ -158,7 +168,7 @@ def update_batch_keeping(
         + ",\n           ".join(values)
         + f"\n      FROM {kept.table.sql}{source}\n     WHERE {where}\n"
         f"       FOR NO KEY UPDATE OF {name}\n), kept AS (\n"
-        f"    {indent(kept.add(*place, 'batch'), 4)}\n)\n"
+        f"    {indent(kept.add('batch'), 4)}\n)\n"
         # The range again: else each row would be looked up by its key.
         f"UPDATE {kept.table.sql} SET {assignments}\n"
         f"  FROM batch WHERE {_same(name, 'batch', kept.key)}\n   AND {BATCH_MARK}"
@@ -174,7 +184,6 @@ def update_batch_returning(
     expressions: Mapping[str, str],
     guard: str | None,
     kept: Kept,
-    place: tuple[str, str],
 ) -> str:
     """As :func:`update_batch_keeping`, for a PostgreSQL that is RETURNS_OLD or newer."""
     name = quote(kept.table.name)
@@ -187,8 +196,27 @@ def update_batch_returning(
     update = update_batch(backfill, expressions, guard)
     return (
         f"WITH changed AS (\n{update}\nRETURNING WITH (OLD AS row_before, NEW AS row_after)\n"
-        f"          {', '.join(values)}\n)\n{kept.add(*place, 'changed')}"
+        f"          {', '.join(values)}\n)\n{kept.add('changed')}"
     )
+
+
+# What stands for the UPDATE of a batch that Python computed; its row of what was read.
+_UPDATE = "{update}"
+_READ = "new.tableoid_read, new.ctid_read"
+
+
+def update_computed(kept: Kept) -> str:
+    """What keeps the values that a batch computed in Python replaces; {update} is its UPDATE.
+
+    RETURNING gives the new values; the old versions, by their place, are what the statement sees.
+    """
+    old = f"FROM {kept.table.sql} AS old WHERE (old.tableoid, old.ctid) = ({_READ})"
+    values = [f"target.{quote(part)}" for part in kept.key]
+    for column in kept.types:
+        values.append(f"(SELECT old.{quote(column)} {old}) AS {kept.before(column)}")
+        values.append(f"target.{quote(column)} AS {kept.after(column)}")
+    returned = ",\n          ".join(values)
+    return f"WITH changed AS (\n{_UPDATE}\nRETURNING {returned}\n)\n{kept.add('changed')}"
 
 
 def restore_batch(kept: Kept) -> str:
@@ -252,15 +280,13 @@ def insert_batch(
     kept: str,
     changed: Kept | None,
     key: Sequence[str],
-    place: tuple[str, str],
     *,
     overriding: bool = False,
 ) -> str:
     """The INSERT of one batch that keeps, in the same statement, what it puts in.
 
-    ``changed`` keeps the values of rows that ON CONFLICT DO UPDATE changes; ``place`` is the
-    revision and the name of the walk; ``overriding`` puts numbers of its own into an identity
-    column that is GENERATED ALWAYS.
+    ``changed`` keeps the values of rows that ON CONFLICT DO UPDATE changes; ``overriding`` puts
+    numbers of its own into an identity column that is GENERATED ALWAYS.
     """
     always = " OVERRIDING SYSTEM VALUE" if overriding else ""
     names = ", ".join(map(quote, columns))
@@ -284,7 +310,7 @@ def insert_batch(
         f"    INSERT INTO {kept}\n    SELECT put.* FROM put LEFT {joined}\n"
         f"     WHERE old.{quote(key[0])} IS NULL\n), changed AS (\n"
         f"    SELECT {', '.join(values)}\n      FROM put {joined}\n), kept AS (\n"
-        f"    {indent(changed.add(*place, 'changed'), 4)}\n)\nSELECT FROM put"
+        f"    {indent(changed.add('changed'), 4)}\n)\nSELECT FROM put"
     )
 
 
@@ -305,7 +331,7 @@ def take_out_batch(
     return (
         f"DELETE FROM {table.sql}\n USING {kept} AS kept\n"
         f" WHERE {BATCH_MARK} AND {_same(name, 'kept', key)}\n"
-        f"   AND ({name}.*)::text = (kept.*)::text{unused}"
+        f"   AND {_as_kept(name)} = to_jsonb(kept.*){unused}"
     )
 
 
@@ -352,8 +378,13 @@ def note_not_back(table: TableName, key: Sequence[str], kept: str, revision: str
     name = quote(table.name)
     rows = {"before": "to_jsonb(kept.*)", "found": f"to_jsonb({name}.*)"}
     joined = f"{kept} AS kept LEFT JOIN {table.sql} ON {_same(name, 'kept', key)}"
-    differs = f"({name}.*)::text IS DISTINCT FROM (kept.*)::text"
+    differs = f"{_as_kept(name)} IS DISTINCT FROM to_jsonb(kept.*)"
     return _note(table, key, revision, rows, f"{joined}\n WHERE {differs}")
+
+
+def _as_kept(name: str) -> str:
+    """The row as it is, with what it had of columns that are gone; their order may be another."""
+    return f"to_jsonb(kept.*) || to_jsonb({name}.*)"
 
 
 def drop_kept(kept: str, note: str | None) -> str:

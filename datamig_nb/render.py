@@ -85,7 +85,7 @@ def render(
     rehearsal in a project brings its copy there.  Without a project the earlier ones must have run.
     A later phase refuses to begin while the one before is not done, jobs of workers included, or
     while rows do not meet what it checked.  The upgrade of migrate keeps what the new columns held,
-    for its downgrade to give back; that of a :func:`transform` is not kept, and has no way back.
+    for its downgrade to give back.
 
     Parameters
     ----------

@@ -25,7 +25,8 @@ def columns_read(expression: str, columns: Iterable[str], row: str = "") -> tupl
     names: set[str] = set()
     for match in TOKENS.finditer(expression):
         if (name := folded(match)) is not None:
-            if name == row and not _COLUMN_OF.match(expression, match.end()):
+            is_word = match["plain"] and name in KEYWORDS  # ORDER, where the table is "order"
+            if name == row and not is_word and not _COLUMN_OF.match(expression, match.end()):
                 return tuple(columns)
             names.add(name)
     return tuple(column for column in columns if column in names)

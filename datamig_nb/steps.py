@@ -53,6 +53,11 @@ class Backfill:
     walk: Walk = field(default_factory=Walk)
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that are written."""
+        return tuple(self.assign)
+
+    @property
     def texts(self) -> tuple[str, ...]:
         """All the SQL that it reads by."""
         more = (self.where, self.using, self.on)
@@ -124,7 +129,7 @@ class DeleteRows:
 class BackUp:
     """Keep the old and the new value of columns, for each row whose value changes or goes."""
 
-    #: Table whose backfills keep what they overwrite, and later steps what they drop.
+    #: Table whose backfills and transforms keep what they overwrite, later steps what they drop.
     table: TableName
     #: Columns that are kept; () for the whole table, which a later step drops.
     columns: tuple[str, ...]
@@ -299,7 +304,8 @@ def delete_rows(
         Tables whose rows are removed, and kept, before those that they refer to, each table in its
         own walk: ``("shop.line",)`` goes by the table's foreign keys,
         ``{"shop.line": "order_id"}`` by columns.  What refers to these in turn is removed by a
-        step of its own before.  ``"all"`` follows foreign keys over any number of levels.
+        step of its own before.  ``"all"`` follows foreign keys over any number of levels; what
+        ON DELETE SET NULL would do is done in batches before, and kept too.
     """
     given = dict.fromkeys(dependants, ()) if isinstance(dependants, tuple) else dependants
     return DeleteRows(

@@ -89,11 +89,12 @@ def _require_use(step: BackUp, migration: Migration) -> None:
     goes = [other for other in migration.steps if dropped.kept_by(other, migration.steps) is step]
     columns = {getattr(other, "column_name", "") for other in goes}
     for column in step.columns:
-        is_set = any(b.table == step.table and column in b.assign for b in migration.backfills)
+        fills = (*migration.backfills, *migration.transforms)
+        is_set = any(fill.table == step.table and column in fill.columns for fill in fills)
         if not is_set and column not in columns:
             raise MigrationError(
-                f"back_up() keeps {column!r} of {str(step.table)!r}, but no backfill sets it and no"
-                " step drops it",
+                f"back_up() keeps {column!r} of {str(step.table)!r}, but no backfill or"
+                " transform sets it and no step drops it",
                 "name a column that one does",
             )
     if not step.columns and not goes:

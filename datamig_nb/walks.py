@@ -15,6 +15,7 @@ from datamig_nb.expressions import SURE_MARK
 from datamig_nb.migration import Migration, Step
 from datamig_nb.names import TableName, quote
 from datamig_nb.steps import Backfill, BackUp, DeleteRows, InsertRows, KeepInStep, Walk
+from datamig_nb.transforms import Transform
 
 # Types that hash_record() can hash: by the hash, a woven walk chooses the rows of each pass.
 _WHOLE = ("smallint", "integer", "bigint")
@@ -204,15 +205,15 @@ def _passes_by(step: Backfill, catalog: Catalog) -> str | None:
     return None
 
 
-def kept_columns(step: Backfill, migration: Migration) -> tuple[str, ...]:
-    """Columns of the backfill whose old values are kept."""
+def kept_columns(step: Backfill | Transform, migration: Migration) -> tuple[str, ...]:
+    """Columns of the step whose old values are kept."""
     return tuple(
         dict.fromkeys(
             column
             for other in migration.steps
             if isinstance(other, BackUp) and other.table == step.table
             for column in other.columns
-            if column in step.assign
+            if column in step.columns
         )
     )
 

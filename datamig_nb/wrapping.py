@@ -23,8 +23,7 @@ def with_backup(migration: Migration) -> Migration:
     Raises
     ------
     MigrationError
-        If a step changes what cannot be kept: a Python function that writes to a column that is
-        there already, or a statement of your own without ``undo``.
+        If a step changes what cannot be kept: a statement of your own without ``undo``.
     """
     added = added_columns(migration)
     kept = {
@@ -37,25 +36,22 @@ def with_backup(migration: Migration) -> Migration:
     for number, step in enumerate(migration.steps, 1):
         new = added.get(step.table, {}) if isinstance(step, Backfill | Transform) else {}
         match step:
-            case Backfill(table=table, assign=assign):
-                lost = [c for c in assign if c not in new and (table, c) not in kept]
+            case Backfill(table=table) | Transform(table=table):
+                lost = [c for c in step.columns if c not in new and (table, c) not in kept]
                 kept |= {(table, column) for column in lost}
                 if lost:
                     steps.append(BackUp(table=table, columns=tuple(lost)))
             case DeleteRows():
                 step = replace(step, keep=True)
-            case Transform(columns=columns) if set(columns) - set(new):
-                raise _not_kept(number, "a Python function overwrites", "write to a new column")
             case Sql(undo=None):
-                raise _not_kept(number, "a statement may change", "give undo=")
+                raise MigrationError(
+                    f"step {number} cannot be backed up: a statement may change what was there",
+                    "give undo=",
+                )
             case _:
                 pass
         steps.append(step)
     return Migration(f"{migration.name}, with a backup", *steps)
-
-
-def _not_kept(number: int, what: str, advice: str) -> MigrationError:
-    return MigrationError(f"step {number} cannot be backed up: {what} what was there", advice)
 
 
 # ---------------------------------------------------------------- background

@@ -1731,7 +1731,8 @@ NOT_CHECKED = (
          "the query for 'town' reads what the migration is yet to make, so the database cannot say"
          " its columns; name them with columns="),
         ([backfill("town", {"id": "id + 1"})], "'id' is part of the key by which 'town' is walked;"
-         " fill a new column, and make that one the key in a later migration"),
+         " fill a new column, and make that one the key in a later migration; or put such rows in"
+         " once more by insert_rows(), with their new key, and remove the old by delete_rows()"),
         ([new("town", "at", sa.Date()), backfill("town", {"at": "name"})], "the expression 'name'"
          " does not work: 'at' of 'town' does not take it: it is of type date, the expression of"
          " type text; cast it yourself"),

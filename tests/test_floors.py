@@ -123,9 +123,8 @@ FLOORS = {
     "rehearse": 19,
     "export": 18,
     "html": 19,
-    "widgets": 20,
-    "__init__": 21,
-    "__main__": 22,
+    "__init__": 20,
+    "__main__": 21,
 }
 
 

@@ -26,6 +26,10 @@ EXTRACT = dm.extract_table(
 )
 
 
+def shout(title: str | None) -> str | None:
+    return None if title is None else title.upper()
+
+
 def steps_of(revision: dm.Revision) -> list[str]:
     return [describe(step) for step in revision.migration.steps]
 
@@ -139,6 +143,25 @@ def test_each_file_of_an_extraction_is_rendered_and_rehearsed_where_those_before
         ok(project.alembic(guide, "downgrade", "-1"))
         assert contents(guide) == state
         query(guide, "DELETE FROM guide.task WHERE id = (SELECT max(id) FROM guide.task)")
+
+
+def test_values_that_python_computed_in_an_earlier_phases_column_go_again(
+    guide: Database, project: AlembicProject
+) -> None:
+    column = dm.add_column("task", sa.Column("loud", sa.Text()), schema="guide")
+    step = dm.transform("guide.task", shout, reads=["title"], writes=["loud"])
+    migration = dm.Migration("loud titles", column, step)
+    states = list[object]()
+    for phase in PHASES[:2]:
+        add(guide, project, migration, phase)
+        states.append(contents(guide))
+        ok(project.alembic(guide, "upgrade", "head"))
+    assert query(
+        guide, "SELECT count(*) FROM guide.task WHERE loud IS DISTINCT FROM upper(title)"
+    ) == [0]
+    for state in reversed(states):
+        ok(project.alembic(guide, "downgrade", "-1"))
+        assert contents(guide) == state
 
 
 def test_later_files_are_rehearsed_in_a_project_whose_earlier_ones_did_not_run_yet(

@@ -6,7 +6,9 @@ import hashlib
 import re
 import signal
 import time
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -22,10 +24,11 @@ from datamig_nb.operations import add_column, alter_column
 from datamig_nb.preview import preview
 from datamig_nb.rehearse import rehearse
 from datamig_nb.render import render
-from datamig_nb.steps import back_up, backfill
+from datamig_nb.steps import backfill
 from datamig_nb.transforms import transform
 from datamig_nb.validate import validate
 from datamig_nb.watch import cancel, pause, resume, runs
+from datamig_nb.wrapping import with_backup
 from tests.alembic_project import AlembicProject, Outcome, make_project
 from tests.scratch import query
 
@@ -176,10 +179,51 @@ def test_existing_columns_cannot_be_taken_back_and_the_file_says_so(large: Datab
 
     assert "raises: untouched of large_table held values that were not kept." in revision.text
     assert "raise RuntimeError(" in revision.story
-    with pytest.raises(
-        MigrationError, match=r"back_up\(\) keeps .untouched. of .large_table., but no"
-    ):
-        render(large, Migration("Overwrite", back_up("large_table", "untouched"), into_old))
+
+
+def doubled(price: Decimal, note: Any) -> tuple[Decimal, Any]:
+    return price * 2, {"was": str(price), **(note or {})}
+
+
+def test_what_a_function_overwrites_comes_back_where_nobody_edited_it_since(
+    database: Database, project: AlembicProject
+) -> None:
+    """Killed in the middle, while others write the old form, on a partitioned table."""
+    query(
+        database,
+        'CREATE TABLE "Item" (shop int, "Key" uuid DEFAULT gen_random_uuid(), n int, price numeric,'
+        ' note jsonb, PRIMARY KEY (shop, "Key")) PARTITION BY LIST (shop);'
+        'CREATE TABLE item_1 PARTITION OF "Item" FOR VALUES IN (1);'
+        'CREATE TABLE item_2 PARTITION OF "Item" FOR VALUES IN (2);'
+        'INSERT INTO "Item" (shop, n, price, note)'
+        " SELECT 1 + n % 2, n, n + 0.50, CASE WHEN n % 3 > 0 THEN jsonb_build_object('n', n) END"
+        '  FROM generate_series(1, 2000) AS n; ANALYZE "Item"',
+    )
+    rows = """SELECT n, price, note::text FROM "Item" ORDER BY n"""
+    before = query(database, rows)
+    old = {n: price for n, price, _ in before}
+    step = transform("Item", doubled, reads=["price", "note"], writes=["price", "note"])
+    project.add(render(database, with_backup(Migration("Double", step))), SMALL)
+
+    with project.start(database, "upgrade", "head") as running:
+        wait_until_scanned(database, 1000)
+        running.kill(signal.SIGKILL)
+    done = """SELECT n FROM "Item" WHERE note ? 'was' ORDER BY n"""
+    written, edited = query(database, done)[:2]
+    query(database, f'UPDATE "Item" SET price = 7, note = NULL WHERE n = {written}')
+    ok(project.alembic(database, "upgrade", "head"))
+    new = {n: price for n, price, _ in query(database, rows)}
+    assert new == {n: price * 2 for n, price in old.items()} | {written: 14}
+    query(database, f"""UPDATE "Item" SET price = 1 WHERE n = {edited}""")
+    ok(project.alembic(database, "downgrade", "base"))
+
+    wanted = {n: (price, note) for n, price, note in before} | {written: (7, None)}
+    wanted[edited] = (1, wanted[edited][1])  # its note was still the one that was written
+    assert {n: (price, note) for n, price, note in query(database, rows)} == wanted
+    values = "before ->> 'price', after ->> 'price', found ->> 'price'"
+    assert query(database, f"SELECT {values} FROM datamig.conflict") == [
+        (str(old[edited]), str(new[edited]), "1")
+    ]
 
 
 # ---------------------------------------------------------------- stopped and steered

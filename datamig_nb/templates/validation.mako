@@ -1,14 +1,14 @@
 <%namespace name="dm" file="base.mako"/>\
-<% failed = sum(not result.passed for result in report.results) %>\
+<% failed = sum(not result.passed for result in validation.results) %>\
 <div class="dm">
 ${dm.style()}\
-${dm.title("Validation of", report.migration)}\
+${dm.title("Validation of", validation.migration)}\
 <p>\
-% if report.passed:
-${dm.status("passed")} ${counted(len(report.results), "check")}, no row fails\
+% if validation.passed:
+${dm.status("passed")} ${counted(len(validation.results), "check")}, no row fails\
 % else:
-${dm.status("FAILED")} ${failed} of ${counted(len(report.results), "check")}\
+${dm.status("FAILED")} ${failed} of ${counted(len(validation.results), "check")}\
 % endif
 </p>
-${dm.checks(report.results, "Checks")}\
+${dm.checks(validation.results, "Checks")}\
 </div>
