@@ -63,6 +63,7 @@ from datamig_nb.step_groups import (
     extract_values,
     fill_new_column,
     fill_nulls,
+    fill_unique,
     rebuild_enum,
 )
 from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step
@@ -129,6 +130,7 @@ __all__ = [
     "extract_values",
     "fill_new_column",
     "fill_nulls",
+    "fill_unique",
     "guide_database",
     "insert_rows",
     "keep_in_step",

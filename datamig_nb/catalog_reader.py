@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import sqlalchemy as sa
@@ -49,7 +49,9 @@ def read_catalog(db: Database, migration: Migration) -> Catalog:
             added=added_columns(migration),
             enums=frozenset(s.name.name for s in migration.steps if isinstance(s, CreateEnum)),
         )
-        catalog = replace(catalog, tables=_with_children(connection, catalog.tables, migration))
+        catalog = replace(
+            catalog, tables=with_children_of_deleted(connection, catalog.tables, migration.steps)
+        )
         texts = (text for step in migration.backfills for text in step.texts)
         catalog = replace(
             catalog,
@@ -95,12 +97,12 @@ def _tables(step: Step) -> tuple[TableName, ...]:
             return (table,) if table.name else ()
 
 
-def _with_children(
-    connection: sa.Connection, tables: Mapping[TableName, Table], migration: Migration
+def with_children_of_deleted(
+    connection: sa.Connection, tables: Mapping[TableName, Table], steps: Iterable[Step]
 ) -> Mapping[TableName, Table]:
-    """The tables, and those that refer to one from which rows are deleted."""
+    """The tables, and those that refer to one from which a step deletes rows."""
     known = dict(tables)
-    for step in migration.steps:
+    for step in steps:
         reached = list(_tables(step)) if isinstance(step, DeleteRows) else []
         follow = isinstance(step, DeleteRows) and step.dependants == "all"
         for table in reached:

@@ -127,5 +127,6 @@ def _require_steady_key(step: Backfill | Transform, catalog: Catalog) -> None:
     if moved:
         raise MigrationError(
             f"{moved[0]!r} is part of the key by which {str(step.table)!r} is walked",
-            "fill a new column, and make that one the key in a later migration",
+            "fill a new column, and make that one the key in a later migration; or put such rows in"
+            " once more by insert_rows(), with their new key, and remove the old by delete_rows()",
         )

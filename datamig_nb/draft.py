@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic.operations import ops
 
-from datamig_nb import dropped, kept, statements, targets, walks
+from datamig_nb import dropped, kept, statements, step_effects, targets, walks
 from datamig_nb.catalog import Catalog
 from datamig_nb.checks import Check, RowCheck
 from datamig_nb.compound import Swap
@@ -293,6 +293,8 @@ class Draft:
 
     def keeper(self, step: Step) -> BackUp | None:
         """The step that says to keep what this one drops; None where nothing is kept."""
+        if step_effects.goes_with_another(step, self.migration.steps):
+            return None  # there was nothing before this revision
         return dropped.kept_by(step, self.whole.steps)
 
     def saved(self, step: Backfill | Transform) -> kept.Kept | None:

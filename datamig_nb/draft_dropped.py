@@ -15,7 +15,8 @@ from datamig_nb.steps import BackUp
 
 def kept_drops(draft: Draft, keeper: BackUp) -> list[ops.DropColumnOp]:
     """The steps that drop what the keeper keeps of a table that stays."""
-    return dropped.kept_columns(keeper, draft.whole.steps)
+    drops = dropped.kept_columns(keeper, draft.whole.steps)
+    return [drop for drop in drops if draft.keeper(drop) is keeper]
 
 
 def _definition(draft: Draft, step: Step) -> tuple[str | None, ...] | None:
@@ -32,14 +33,18 @@ def _kept_place(draft: Draft, keeper: BackUp) -> str:
 
 
 def _columns_kept(draft: Draft, keeper: BackUp) -> dropped.KeptColumns:
-    table = draft.catalog.table(keeper.table)
-    columns = [step.column_name for step in kept_drops(draft, keeper)]
-    if not table.key or set(columns) & set(table.key):
+    table, drops = draft.catalog.table(keeper.table), kept_drops(draft, keeper)
+    columns = [step.column_name for step in drops]
+    earlier = draft.whole.steps[: draft.number(drops[0]) - 1]
+    keys = [step for step in earlier if isinstance(step, ops.CreatePrimaryKeyOp)]
+    made = [tuple(step.columns) for step in keys if step_table(step) == keeper.table]
+    key = made[-1] if made else table.key
+    if not key or set(columns) & set(key):
         raise MissingKeyError(str(table.name))
     return dropped.KeptColumns(
         name=_kept_place(draft, keeper),
         table=table.name,
-        key=table.key,
+        key=key,
         types={column: table.column(column).type for column in columns},
     )
 

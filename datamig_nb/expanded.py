@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 
 import sqlalchemy as sa
 
+from datamig_nb.catalog_reader import with_children_of_deleted
 from datamig_nb.compound import ChangeType, MergeRows, Swap
 from datamig_nb.database import Database
 from datamig_nb.errors import MigrationError
 from datamig_nb.kept import children
 from datamig_nb.migration import Migration, Step
+from datamig_nb.names import TableName
 from datamig_nb.row_merge import merge
 from datamig_nb.statements import names_in
 from datamig_nb.step_effects import made, relation
@@ -24,7 +26,8 @@ from datamig_nb.steps import (
     back_up,
     backfill,
 )
-from datamig_nb.tables import read_table
+from datamig_nb.tables import Reference, Table, read_table
+from datamig_nb.targets import deletions
 from datamig_nb.transforms import Transform
 from datamig_nb.type_change import retype
 
@@ -60,23 +63,52 @@ def expanded(db: Database, migration: Migration) -> Migration:
 
 
 def _apart(connection: sa.Connection, step: DeleteRows, earlier: Iterable[Step]) -> list[Step]:
-    """What makes rows that go refer to each other no more: a batch may hold one of two only."""
+    """What lets rows refer to none that goes any more, where a column can be NULL instead.
+
+    Rows of one table that go together do not refer to each other: a batch may hold one of two
+    only.  Where all dependants are followed, what ON DELETE SET NULL would do is done, and kept.
+    """
     if any(relation(step.table) in made(other) for other in earlier):
         return []
-    table = read_table(connection, step.table)
-    own = [
-        each
-        for each in table.referenced_by
-        if each.is_of(step.table) and each.on_delete in (None, "CASCADE")
-    ]
-    columns = dict.fromkeys(c for each in own for c in each.columns if not table.column(c).not_null)
-    if not table.key or not columns or names_in(step.where) & {*columns}:
-        return []  # whether rows are in each other's way is asked before they go
-    refers = "\n OR ".join(children(step, each) for each in own)
-    nothing = backfill(
-        step.table, dict.fromkeys(columns, "NULL"), where=f"({step.where})\n   AND ({refers})"
+    named = (step.table, *(() if step.dependants == "all" else step.dependants))
+    tables = {table: read_table(connection, table) for table in named}
+    tables = with_children_of_deleted(connection, tables, [step])
+    parts = deletions(step, tables)
+    steps: list[Step] = []
+    for part in parts:
+        references = tables[part.table].referenced_by
+        own = [e for e in references if e.is_of(part.table) and e.on_delete in (None, "CASCADE")]
+        steps += _nulled(part, own, f"({part.where})\n   AND ", parts, tables)
+        for each in references if step.dependants == "all" else ():
+            if each.on_delete == "SET NULL":
+                steps += _nulled(part, [each], "", parts, tables)
+    return steps
+
+
+def _nulled(
+    part: DeleteRows,
+    references: list[Reference],
+    which: str,
+    parts: Iterable[DeleteRows],
+    tables: Mapping[TableName, Table],
+) -> list[Step]:
+    """Give rows of one table NULL for what goes, but in columns that say which rows go."""
+    if not references:
+        return []
+    child = part.table if references[0].is_of(part.table) else references[0].name_of_child
+    wheres = [p.where for p in parts if p.table == child or child.name in names_in(p.where)]
+    columns = dict.fromkeys(
+        column
+        for each in references
+        for column in each.columns
+        if not tables[child].column(column).not_null
+        if column not in names_in("\n".join(wheres))
     )
-    return [*([back_up(step.table, *columns)] if step.keep else []), nothing]
+    if not tables[child].key or not columns:
+        return []  # whether rows are in each other's way is asked before they go
+    refers = "\n OR ".join(children(part, each) for each in references)
+    nothing = backfill(child, dict.fromkeys(columns, "NULL"), where=f"{which}({refers})")
+    return [*([back_up(child, *columns)] if part.keep else []), nothing]
 
 
 def _require_types_as_they_are(step: Step, earlier: Iterable[Step]) -> None:

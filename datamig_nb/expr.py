@@ -72,6 +72,39 @@ def slug(text: Expression) -> str:
     )
 
 
+# ---------------------------------------------------------------- codes and arrays
+
+
+def recode(text: Expression, codes: Mapping[str, str]) -> str:
+    """The text with each code replaced by its new one, all at once: two may change places.
+
+    What is no code stays.
+    """
+    value = expression_text(text)
+    if not codes:
+        return value
+    whens = " ".join(f"WHEN {literal(old)} THEN {literal(new)}" for old, new in codes.items())
+    return f"CASE {value} {whens} ELSE {value} END"
+
+
+def array_elements(array: Expression, expression: Expression, *, name: str = "element") -> str:
+    """The array with each element replaced, in their order; NULLs among them, too.
+
+    Parameters
+    ----------
+    expression
+        Gives the new element from ``name``, the old one.
+
+    An array that is NULL stays NULL, an empty one stays empty; of several dimensions one is made.
+    """
+    value = expression_text(array)
+    elements = (
+        f"ARRAY(SELECT {expression_text(expression)}\n"
+        f"      FROM unnest({value}) WITH ORDINALITY AS each ({name}, place) ORDER BY place)"
+    )
+    return f"CASE WHEN ({value}) IS NOT NULL THEN {elements} END"
+
+
 # ---------------------------------------------------------------- types
 
 # Type -> regular expression of texts that it takes, before one can ask it; and the bounds of its
@@ -100,7 +133,7 @@ WRITTEN = {
 def try_cast(
     text: Expression, type: str, *, otherwise: Expression = "NULL", server: int = 16
 ) -> str:
-    """The text as a value of a type; ``otherwise`` where it is none.
+    """The text as a value of a type; ``otherwise`` where it is none.  NULL stays NULL.
 
     Parameters
     ----------
@@ -115,6 +148,8 @@ def try_cast(
         If the type cannot be asked on that server.
     """
     value, other = f"({expression_text(text)})::text", expression_text(otherwise)
+    if other != "NULL":
+        other = f"CASE WHEN {value} IS NOT NULL THEN {other} END"
     if server >= 16:
         valid = f"pg_input_is_valid({value}, {literal(type)})"
         return f"CASE WHEN {valid} THEN {value}::{type} ELSE {other} END"
@@ -259,6 +294,7 @@ def json_change(
         ``{("position", "width"): "value * 2"}``.
     """
     result = _plain(document)
+    # OFFSET 0: else PostgreSQL would compute a document anew for each of the four that read it.
     for path, expression in changes.items():
         at = _path(_keys(path))
         new = (
@@ -269,7 +305,7 @@ def json_change(
             f"(SELECT CASE WHEN jsonb_typeof(document #> {at}) = '{kind}'\n"
             f"             THEN jsonb_set(document, {at}, {new})\n"
             f"             ELSE document END\n"
-            f"   FROM (SELECT {result}) AS old (document))"
+            f"   FROM (SELECT {result} OFFSET 0) AS old (document))"
         )
     return result
 

@@ -331,7 +331,7 @@ def take_out_batch(
     return (
         f"DELETE FROM {table.sql}\n USING {kept} AS kept\n"
         f" WHERE {BATCH_MARK} AND {_same(name, 'kept', key)}\n"
-        f"   AND ({name}.*)::text = (kept.*)::text{unused}"
+        f"   AND {_as_kept(name)} = to_jsonb(kept.*){unused}"
     )
 
 
@@ -378,8 +378,13 @@ def note_not_back(table: TableName, key: Sequence[str], kept: str, revision: str
     name = quote(table.name)
     rows = {"before": "to_jsonb(kept.*)", "found": f"to_jsonb({name}.*)"}
     joined = f"{kept} AS kept LEFT JOIN {table.sql} ON {_same(name, 'kept', key)}"
-    differs = f"({name}.*)::text IS DISTINCT FROM (kept.*)::text"
+    differs = f"{_as_kept(name)} IS DISTINCT FROM to_jsonb(kept.*)"
     return _note(table, key, revision, rows, f"{joined}\n WHERE {differs}")
+
+
+def _as_kept(name: str) -> str:
+    """The row as it is, with what it had of columns that are gone; their order may be another."""
+    return f"to_jsonb(kept.*) || to_jsonb({name}.*)"
 
 
 def drop_kept(kept: str, note: str | None) -> str:

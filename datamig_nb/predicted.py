@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -72,9 +73,12 @@ def foreseen(step: Backfill | InsertRows | DeleteRows, catalog: Catalog) -> bool
     if step.table in tables and not isinstance(step, InsertRows):
         return False
     made = {name.name for name in tables} | catalog.enums
+    # its partner is a row of the same table as it is now
+    own = re.compile(rf"{re.escape(step.table.sql)}(?![\w.\"])", re.IGNORECASE)
+    reads_itself = isinstance(step, Backfill) and own.match(step.using or "") is not None
     for table, columns in catalog.added.items():
-        if isinstance(step, InsertRows) or table != step.table:
-            made |= {*columns} - {*catalog.added.get(step.table, ())}
+        if isinstance(step, InsertRows) or table != step.table or reads_itself:
+            made |= {*columns} - (set() if reads_itself else {*catalog.added.get(step.table, ())})
     return not any(names_in(text) & made for text in step.texts)
 
 

@@ -186,9 +186,15 @@ def _key_wanted(step: ops.CreatePrimaryKeyOp, earlier: Sequence[Step]) -> list[_
         and (step_table(other), other.modify_nullable) == (table, False)
     }
     nullable = [column for column in step.columns if column not in proven]
+    gone = [
+        literal(str(other.constraint_name))
+        for other in earlier
+        if isinstance(other, ops.DropConstraintOp) and step_table(other) == table
+    ]
     failing = (
         "SELECT conrelid::regclass::text, conname FROM pg_constraint\n"
         f" WHERE conrelid = {_oid(table)} AND contype = 'p'"
+        + (f" AND conname NOT IN ({', '.join(gone)})" if gone else "")
     )
     wanted = [(("key", table, name), Condition(f"no primary key of {table} yet", failing))]
     if nullable:

@@ -10,10 +10,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from datamig_nb.checks import no_nulls, rows_check
-from datamig_nb.compound import change_type
+from datamig_nb.checks import no_nulls, rows_check, unique
+from datamig_nb.compound import change_type, create_table_as
 from datamig_nb.errors import MigrationError
-from datamig_nb.expressions import Expression, expressions, listed
+from datamig_nb.expr import array_elements, recode
+from datamig_nb.expressions import Expression, expression_text, expressions, listed
 from datamig_nb.migration import Step, Steps
 from datamig_nb.names import TableName, cut, literal, quote
 from datamig_nb.operations import (
@@ -87,6 +88,97 @@ def fill_new_column(
             alter_column(name.name, column.name, nullable=False, schema=name.schema),
         ]
     return tuple(steps)
+
+
+def fill_unique(
+    table: str,
+    column: str,
+    base: Expression,
+    *,
+    where: Expression | None = None,
+    within: Sequence[str] = (),
+    order: str | None = None,
+    key: str | Sequence[str] = "id",
+) -> tuple[Step, ...]:
+    """Give rows names that no other row has: the base, or ``base-2``, ``base-3`` and so on.
+
+    A number is passed over where it would make the name that another row keeps, or another base.
+    What was there before is kept for the way back; a unique constraint is a step of its own.
+
+    Parameters
+    ----------
+    base
+        SQL expression over the row, as :func:`datamig_nb.expr.slug` gives one; leave room for the
+        number where the column has a length.  NULL leaves the row as it is.
+    where
+        The rows that get a name, by default those that have NULL; the others keep theirs.
+    within
+        Columns in whose rows a name is unique: ``("team_id",)``.  () for the whole table.
+    order
+        ORDER BY in which rows of one base are numbered, by default that of ``key``.
+    key
+        The table's key.
+    """
+    name = TableName.parse(table)
+    keys = (key,) if isinstance(key, str) else tuple(key)
+    rows = f"{quote(column)} IS NULL" if where is None else expression_text(where)
+    names = TableName("datamig", cut(f"names_{name.name}_{column}"))
+    text = _unique_names(name, column, expression_text(base), rows, within, order, keys)
+    named = {f"its_{part}": f"{quote(name.name)}.{quote(part)}" for part in keys}
+    same = " AND ".join(f"named.{quote(own)} = {part}" for own, part in named.items())
+    given, found = {column: "named.unique_name"}, f"{names.sql} AS named"
+    return (
+        create_table_as(names, text, key=tuple(named)),
+        back_up(table, column),
+        backfill(table, given, where=rows, using=found, on=same),
+        unique(table, *within, column),
+    )
+
+
+def _unique_names(
+    table: TableName,
+    column: str,
+    base: str,
+    rows: str,
+    within: Sequence[str],
+    order: str | None,
+    key: Sequence[str],
+) -> str:
+    """Of the n rows of a base, each takes the one of the first n free numbers that is its place."""
+    keys = ", ".join(map(quote, key))
+    its_keys = ", ".join(f"named.{quote(part)} AS {quote(f'its_{part}')}" for part in key)
+    by = keys if order is None else f"{order}, {keys}"
+    scope = f"jsonb_build_array({', '.join(map(quote, within))})"  # NULL is the same as NULL
+    return f"""WITH named AS (
+    SELECT {keys}, {scope} AS datamig_scope, ({base})::text AS datamig_base,
+           row_number() OVER (PARTITION BY {scope}, {base} ORDER BY {by}) AS datamig_place
+      FROM {table.sql}
+     WHERE ({rows}) AND ({base}) IS NOT NULL
+), bases AS (
+    SELECT datamig_scope AS scope, datamig_base AS name, count(*) AS times
+      FROM named GROUP BY 1, 2
+), taken AS (
+    SELECT {scope} AS scope, {quote(column)}::text AS name
+      FROM {table.sql} WHERE ({rows}) IS NOT TRUE
+), numbered AS (  -- that end in a number, by what stands before it
+    SELECT scope, regexp_replace(name, '-[0-9]+$', '') AS name, count(*) AS times
+      FROM (SELECT scope, name FROM taken UNION ALL SELECT scope, name FROM bases) AS every_name
+     WHERE name ~ '-[0-9]+$' GROUP BY 1, 2
+), free AS (
+    SELECT scope, base, name, row_number() OVER (PARTITION BY scope, base ORDER BY number) AS place
+      FROM (SELECT bases.scope, bases.name AS base, number,
+                   bases.name || CASE WHEN number > 1 THEN '-' || number ELSE '' END AS name
+              FROM bases LEFT JOIN numbered USING (scope, name),
+                   generate_series(1, 1 + bases.times + coalesce(numbered.times, 0)) AS number
+           ) AS candidate
+     WHERE NOT EXISTS (SELECT FROM taken
+                        WHERE (taken.scope, taken.name) = (candidate.scope, candidate.name))
+       AND (number = 1
+            OR NOT EXISTS (SELECT FROM bases
+                            WHERE (bases.scope, bases.name) = (candidate.scope, candidate.name)))
+)
+SELECT {its_keys}, free.name AS unique_name
+  FROM named JOIN free ON (scope, base, place) = (datamig_scope, datamig_base, datamig_place)"""
 
 
 def drop_columns(table: str, *columns: str, keep: bool = True) -> tuple[Step, ...]:
@@ -178,7 +270,7 @@ def extract_values(
 
 def rebuild_enum(
     type_: str,
-    columns: Mapping[str, str],
+    columns: Mapping[str, str | Sequence[str]],
     labels: Sequence[str],
     *,
     mapping: Mapping[str, str] = MappingProxyType({}),
@@ -193,7 +285,8 @@ def rebuild_enum(
     Parameters
     ----------
     columns
-        Table -> its column of that type: all that there are.
+        Table -> its column of that type, or several; ``"states[]"`` is an array of it.  All that
+        there are.
     labels
         The labels of the type afterwards, in their order.
     mapping
@@ -207,17 +300,26 @@ def rebuild_enum(
     _require_labels(type_, labels, mapping, rename)
     olds = {after: before for before, after in rename.items()}
     merged = {gone: olds.get(stays, stays) for gone, stays in mapping.items()}
-    gone = ", ".join(map(literal, mapping))
     steps: list[Steps] = [create_enum(str(new), *labels)]
-    for table, column in columns.items():
-        name = quote(column)
-        if mapping:
-            steps.append(back_up(table, column))
-            stays = _cases(name, merged, f"::{old.sql}")
-            steps.append(backfill(table, {column: stays}, where=f"{name}::text IN ({gone})"))
-        value = _cases(f"{name}::text", {**mapping, **rename})
-        back = f"({_cases(f'{name}::text', olds)})::{old.sql}"
-        steps.append(change_type(table, column, new.sql, using=value, keep=False, back=back))
+    changes: list[Steps] = []
+    for table, several in columns.items():
+        for written in (several,) if isinstance(several, str) else several:
+            column, array = written.removesuffix("[]"), "[]" if written.endswith("[]") else ""
+            text = f"{quote(column)}::text{array}"
+            if mapping:
+                stays = _recoded(text, merged, array)
+                gone = ", ".join(map(literal, mapping))
+                where = f"{text} && ARRAY[{gone}]" if array else f"{text} IN ({gone})"
+                steps += [
+                    back_up(table, column),
+                    backfill(table, {column: f"({stays})::{old.sql}{array}"}, where=where),
+                ]
+            value = _recoded(text, {**mapping, **rename}, array)
+            back = f"({_recoded(text, olds, array)})::{old.sql}{array}"
+            changes.append(
+                change_type(table, column, new.sql + array, using=value, keep=False, back=back)
+            )
+    steps += changes
     moved, named = TableName(old.schema, aside.name), quote(old.name)
     steps.append(
         sql(
@@ -247,12 +349,8 @@ def _require_labels(
         )
 
 
-def _cases(value: str, names: Mapping[str, str], type: str = "") -> str:
-    """The value, or what is named for it."""
-    if not names:
-        return value
-    whens = " ".join(f"WHEN {literal(a)} THEN {literal(b)}{type}" for a, b in names.items())
-    return f"CASE {value} {whens} ELSE {value} END"
+def _recoded(text: str, codes: Mapping[str, str], array: str) -> str:
+    return array_elements(text, recode("element", codes)) if array else recode(text, codes)
 
 
 def advance_sequence(table: str, column: str) -> Step:

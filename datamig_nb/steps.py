@@ -204,7 +204,9 @@ def backfill(
     using, on
         Another table or a subquery with its alias, and the condition that finds the one row of it
         that belongs to a row: ``using="guide.user AS u", on="u.id = task.user_id"``.  Rows
-        that find none are left alone.
+        that find none are left alone.  A subquery over all rows (GROUP BY, DISTINCT ON, a window)
+        is run once, into a table that the batches join, and once more where rows were written
+        meanwhile.
     on_error
         ``"stop"`` at the first row that cannot be done, naming it; ``"quarantine"`` sets up to
         ``quarantine_limit`` such rows aside in ``datamig.quarantine``.
@@ -304,7 +306,8 @@ def delete_rows(
         Tables whose rows are removed, and kept, before those that they refer to, each table in its
         own walk: ``("shop.line",)`` goes by the table's foreign keys,
         ``{"shop.line": "order_id"}`` by columns.  What refers to these in turn is removed by a
-        step of its own before.  ``"all"`` follows foreign keys over any number of levels.
+        step of its own before.  ``"all"`` follows foreign keys over any number of levels; what
+        ON DELETE SET NULL would do is done in batches before, and kept too.
     """
     given = dict.fromkeys(dependants, ()) if isinstance(dependants, tuple) else dependants
     return DeleteRows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from datamig_nb.operations import add_column, alter_column
 from datamig_nb.stages import failing_rows
 from datamig_nb.statements import names_in
 from datamig_nb.step_effects import freed, made
-from datamig_nb.steps import Backfill, backfill, keep_in_step
+from datamig_nb.steps import Backfill, Sql, backfill, keep_in_step
 from datamig_nb.type_change_column import exchanged
 from datamig_nb.type_change_dependents import all_hanging
 from datamig_nb.type_change_value import Change, change_of, reads_new_columns
@@ -54,7 +55,7 @@ def retype(
         for table in dict.fromkeys(change.step.table for change in changes)
     }
     keeps = {table: keep_in_step(table, assign) for table, assign in assigned.items()}
-    hanging = all_hanging(connection, changes, gone, keeps)
+    hanging = all_hanging(connection, changes, gone, keeps, _dropped(earlier))
     found: list[Step] = []
     for change in changes:
         column = sa.Column(change.new, Written(change.type))
@@ -79,6 +80,12 @@ def retype(
         if column.not_null:
             found.append(alter_column(table.name, change.new, nullable=False, schema=table.schema))
     return [*found, Swap(columns=tuple(columns), hanging=tuple(hanging))]
+
+
+def _dropped(earlier: Sequence[Step]) -> set[str]:
+    """Every name in statements of the user's that drop something."""
+    texts = (step.statement for step in earlier if isinstance(step, Sql))
+    return {name for text in texts if re.match(r"drop\b", text, re.I) for name in names_in(text)}
 
 
 def _collisions(change: Change, hanging: Sequence[Hanging]) -> list[Step]:

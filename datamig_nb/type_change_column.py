@@ -11,7 +11,6 @@ from datamig_nb.compound import Exchanged
 from datamig_nb.errors import MigrationError, QueryError
 from datamig_nb.names import TableName, literal, quote
 from datamig_nb.sql_analysis import refusals, volatile_names
-from datamig_nb.statements import columns_read
 from datamig_nb.swaps import renamed
 from datamig_nb.type_change_value import WHOLE, Change, reads_new_columns
 
@@ -94,28 +93,27 @@ def _new_default(connection: sa.Connection, change: Change, default: str) -> str
     step = change.step
     if {change.bare_type, change.old_type} <= {*WHOLE}:
         return default
-    others = [column.name for column in change.table.columns if column.name != step.column]
-    text = step.using or quote(step.column)
-    if columns_read(text, others, step.table.name):
-        raise MigrationError(
-            f"{step.column!r} of {str(step.table)!r} has the default {default}, and a default"
-            " cannot read other columns",
-            "take it away with alter_column(…, server_default=None) in a step before",
-        )
     given = f"CAST({default} AS {change.old_type})"
     given = re.sub(
         rf"(?<![\w.\"]){re.escape(quote(step.column))}(?![\w(\"])", lambda _: given, change.pattern
     )
-    if volatile_names(connection, [given]):
-        return given
+    is_volatile = volatile_names(connection, [given])
+    which = " WHERE FALSE" if is_volatile else ""
     try:
         with refusals(connection) as cursor:
-            cursor.execute(f"SELECT ({given})::text".encode())
+            cursor.execute(f"SELECT ({given})::text{which}".encode())
             (found,) = cursor.fetchone() or (None,)
     except QueryError as error:
+        reads = error.sqlstate == "42703"  # a column
+        what = (
+            "and a default cannot read other columns"
+            if reads
+            else (f"which is no value of type {change.type}: {error.reason}")
+        )
         raise MigrationError(
-            f"the default {default} of {step.column!r} of {str(step.table)!r} is no value of type"
-            f" {change.type}: {error.reason}",
+            f"{step.column!r} of {str(step.table)!r} has the default {default}, {what}",
             "take it away with alter_column(…, server_default=None) in a step before",
         ) from error
+    if is_volatile:
+        return given
     return "NULL" if found is None else f"{literal(found)}::{change.type}"

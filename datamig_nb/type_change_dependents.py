@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -58,7 +58,10 @@ SELECT 'i', n.nspname, t.relname, x.relname, pg_get_indexdef(indexrelid), NULL,
 _IN_THE_WAY = """
 SELECT DISTINCT pg_describe_object(
            CASE WHEN classid = 'pg_rewrite'::regclass THEN 'pg_class'::regclass ELSE classid END,
-           coalesce(ev_class, objid), CASE WHEN ev_class IS NULL THEN objsubid ELSE 0 END)
+           coalesce(ev_class, objid), CASE WHEN ev_class IS NULL THEN objsubid ELSE 0 END) AS what,
+       coalesce((SELECT relname FROM pg_class WHERE oid = ev_class),
+                (SELECT tgname FROM pg_trigger
+                  WHERE classid = 'pg_trigger'::regclass AND oid = objid)) AS name
   FROM pg_depend LEFT JOIN pg_rewrite ON classid = 'pg_rewrite'::regclass AND pg_rewrite.oid = objid
  WHERE refclassid = 'pg_class'::regclass AND refobjid = to_regclass(:table)
    AND refobjsubid = :number AND classid <> 'pg_constraint'::regclass
@@ -78,21 +81,24 @@ def all_hanging(
     changes: Sequence[Change],
     gone: set[Thing],
     keeps: Mapping[TableName, KeepInStep],
+    dropped: Collection[str],
 ) -> list[Hanging]:
     """The keys, indexes and constraints of the columns, but those that earlier steps drop.
 
-    ``keeps`` are the steps that keep the new columns in step.
+    ``keeps`` are the steps that keep the new columns in step, ``dropped`` names of views and
+    triggers that go before.
     """
     found: dict[tuple[TableName, str], Hanging] = {}
     for change in changes:
         values = {"table": change.step.table.sql, "number": change.number}
         values["trigger"] = f"zz_datamig_{keeps[change.step.table].digest}"
-        others = connection.execute(sa.text(_IN_THE_WAY), values).scalars().all()
+        reading = connection.execute(sa.text(_IN_THE_WAY), values)
+        others = [row.what for row in reading if row.name not in dropped]
         if others:
             raise MigrationError(
                 f"{', '.join(others)} reads {change.step.column!r} of {str(change.step.table)!r},"
                 " and would go on reading the old values",
-                "drop it in a revision before, and make it again in one behind",
+                "drop it by sql() in a step before, and make it again in one behind",
             )
         for row in connection.execute(sa.text(_HANGING), values):
             # A table has the schema that it was given: none where the search path finds it.

@@ -101,7 +101,9 @@ def change_of(
         value = f"CASE WHEN {name}::text IN ({texts}) THEN NULL ELSE {value} END"
         has += f" AND {name}::text NOT IN ({texts})"
     if step.otherwise is not None:
-        value = f"coalesce({value}, CASE WHEN {has} THEN {step.otherwise} END)"
+        # without its length, for a cast would cut what is too long
+        other = f"CAST({step.otherwise} AS {bare_type})"
+        value = f"coalesce({value}, CASE WHEN {has} THEN {other} END)"
     return Change(
         step=step,
         table=table,

@@ -106,9 +106,10 @@ def test_rows_written_while_it_is_stopped_and_since_have_their_values_there_and_
         "numbers",
         dm.change_type("item", "quantity", "integer", otherwise="-1", back="quantity::text"),
         dm.change_type(
-            "item", "day", "date", nulls=("",), keep=False, back="coalesce(day::text, '')"
+            "item", "day", "date", nulls=("",), otherwise="NULL", keep=False,
+            back="coalesce(day::text, '')",
         ),
-    )
+    )  # fmt: skip
     project.add(dm.render(database, migration), small_batches(20))
     lay_fuse(database)
     light_fuse(database, 8)

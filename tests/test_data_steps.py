@@ -902,6 +902,29 @@ def test_a_query_over_all_rows_is_run_again_once_a_row_of_it_is_repaired(
     assert query(shop, "SELECT * FROM crowd ORDER BY 1") == [(0, 2), (1, 2), (2, 2)]
 
 
+def test_a_partner_made_of_all_rows_is_made_once_and_again_where_rows_were_written_meanwhile(
+    shop: Database, project: AlembicProject
+) -> None:
+    query(
+        shop,
+        "CREATE FUNCTION write() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        "    UPDATE sale SET amount = 500 WHERE person_id = 2; RETURN NULL; END $$;"
+        "CREATE TRIGGER write AFTER UPDATE ON person EXECUTE FUNCTION write()",
+    )
+    sums = "SELECT person_id, sum(amount) AS sum FROM sale GROUP BY person_id"
+    step = backfill(
+        "person", {"total": "s.sum"}, using=f"({sums}) AS s", on="s.person_id = person.id"
+    )
+
+    up(shop, project, new("person", "total", sa.Numeric()), step)
+
+    found = query(shop, f"SELECT id, total, sum FROM person JOIN ({sums}) AS s ON person_id = id")
+    assert len(found) == 9
+    assert all(total == sum for _, total, sum in found)
+    assert walks(shop) == {"fill total": ("succeeded", 18, 10)}
+    assert left_behind(shop) == []
+
+
 def test_a_row_that_is_there_already_stops_the_insert_and_is_named(
     shop: Database, project: AlembicProject
 ) -> None:
@@ -1721,7 +1744,8 @@ NOT_CHECKED = (
          "the query for 'town' reads what the migration is yet to make, so the database cannot say"
          " its columns; name them with columns="),
         ([backfill("town", {"id": "id + 1"})], "'id' is part of the key by which 'town' is walked;"
-         " fill a new column, and make that one the key in a later migration"),
+         " fill a new column, and make that one the key in a later migration; or put such rows in"
+         " once more by insert_rows(), with their new key, and remove the old by delete_rows()"),
         ([new("town", "at", sa.Date()), backfill("town", {"at": "name"})], "the expression 'name'"
          " does not work: 'at' of 'town' does not take it: it is of type date, the expression of"
          " type text; cast it yourself"),

@@ -6,6 +6,7 @@ import sqlalchemy as sa
 
 import datamig_nb as dm
 from datamig_nb.database import Database
+from datamig_nb.inlined_walk import CONFLICT
 from tests.alembic_project import AlembicProject
 from tests.cases.harness import picture
 from tests.runs import ok, small_batches
@@ -32,6 +33,94 @@ MIGRATION = dm.Migration(
     dm.drop_columns("shop.item", "name", "place", "price", "kind"),
     dm.drop_tables("shop.line"),
 )
+
+
+def test_rows_are_known_again_though_columns_were_dropped_behind_them(
+    database: Database, project: AlembicProject
+) -> None:
+    """What ON DELETE SET NULL would do at any level is done and kept, too."""
+    query(
+        database,
+        "CREATE TABLE owner (id int PRIMARY KEY, bio text, name text);"
+        "CREATE TABLE post (id int PRIMARY KEY, owner_id int NOT NULL REFERENCES owner,"
+        " reply_to int REFERENCES post ON DELETE SET NULL);"
+        "CREATE TABLE pin (id int PRIMARY KEY, post_id int REFERENCES post ON DELETE SET NULL);"
+        "INSERT INTO owner SELECT n, 'b' || n, 'n' || n FROM generate_series(1, 20) n;"
+        "INSERT INTO post SELECT n, 1 + n % 20, nullif(n - 1, 0) FROM generate_series(1, 60) n;"
+        "INSERT INTO pin SELECT n, n FROM generate_series(1, 60) n",
+    )
+    before = picture(database)
+    key = sa.Column("id", sa.Integer(), sa.Identity(), primary_key=True)
+    columns = (key, sa.Column("owner_id", sa.Integer(), unique=True), sa.Column("bio", sa.Text()))
+    steps = (
+        dm.delete_rows("owner", "id > 10", dependants="all"),
+        dm.create_table("profile", *columns),
+        dm.insert_rows("profile", "SELECT id AS owner_id, bio FROM owner", key="owner_id"),
+        dm.fill_new_column(
+            "owner", sa.Column("profile_id", sa.Integer()), "p.id",
+            using="profile AS p", on="p.owner_id = owner.id",
+        ),
+        dm.drop_columns("profile", "owner_id"),
+        dm.drop_columns("owner", "bio"),
+    )  # fmt: skip
+    project.add(dm.render(database, dm.Migration("move bio", *steps)), small_batches(7))
+
+    ok(project.alembic(database, "upgrade", "head"))
+
+    left = "SELECT count(*), count(reply_to) FROM post"
+    assert query(database, left) == [(30, 26)]  # 1, 20, 40 and 60 are no replies (any more)
+    assert query(database, "SELECT count(*), count(post_id) FROM pin") == [(60, 30)]
+    ok(project.alembic(database, "downgrade", "-1"))
+    assert picture(database) == before
+    query(database, CONFLICT)
+    assert query(database, "SELECT count(*) FROM datamig.conflict") == [0]
+
+
+def test_a_natural_key_gives_way_to_a_number_and_comes_back(
+    database: Database, project: AlembicProject
+) -> None:
+    query(
+        database,
+        "CREATE TABLE shop (code text PRIMARY KEY, after text);"
+        "CREATE TABLE sale (code text NOT NULL, day int, PRIMARY KEY (code, day),"
+        " CONSTRAINT sale_shop FOREIGN KEY (code) REFERENCES shop);"
+        "INSERT INTO shop SELECT 's' || n, 's' || nullif(n - 1, 0) FROM generate_series(1, 20) n;"
+        "INSERT INTO sale SELECT code, day FROM shop, generate_series(1, 3) AS day",
+    )
+    before = picture(database)
+    numbers = "SELECT code, row_number() OVER (ORDER BY code) AS id FROM shop"
+    source, number = "datamig.shop_id AS new", sa.Integer()
+    key = sa.Column("id", number, nullable=False)
+    steps = (
+        dm.create_table_as("datamig.shop_id", numbers, key="code"),
+        dm.fill_new_column("shop", key, "new.id", using=source, on="new.code = shop.code"),
+        dm.fill_new_column(
+            "sale", sa.Column("shop_id", number, nullable=False), "shop.id",
+            using="shop", on="shop.code = sale.code",
+        ),
+        dm.fill_new_column(
+            "shop", sa.Column("after_id", number), "s.id",
+            using="shop AS s", on="s.code = shop.after",
+        ),
+        dm.drop_constraint("sale_shop", "sale"),
+        *(dm.drop_constraint(f"{table}_pkey", table) for table in ("shop", "sale")),
+        dm.create_primary_key("shop_pkey", "shop", ["id"]),
+        dm.create_primary_key("sale_pkey", "sale", ["shop_id", "day"]),
+        dm.create_foreign_key("sale_shop", "sale", "shop", ["shop_id"], ["id"]),
+        dm.drop_columns("sale", "code"),
+        dm.drop_columns("shop", "after"),
+    )  # fmt: skip
+    migration = dm.Migration("numbers", *steps)
+    project.add(dm.render(database, migration), small_batches(7))
+    assert "no hazard would stop it" in repr(dm.preview(database, migration))
+
+    ok(project.alembic(database, "upgrade", "head"))
+
+    joined = "FROM sale JOIN shop ON shop.id = shop_id LEFT JOIN shop AS s ON s.id = shop.after_id"
+    wrong = f"SELECT count(*) {joined} WHERE shop.code <> 's1' AND s.code IS NULL"
+    assert query(database, wrong) == [0]
+    ok(project.alembic(database, "downgrade", "-1"))
+    assert picture(database) == before
 
 
 def test_deleted_rows_come_back_after_other_columns_came_and_went(

@@ -181,6 +181,15 @@ def test_what_is_no_value_of_the_type_gives_the_other_one_and_no_error(
     assert found == list(map(null_stays(twin), values))
 
 
+@pytest.mark.parametrize("server", [14, 16])
+def test_what_stands_for_no_value_does_not_stand_for_null(
+    connection: psycopg.Connection[Any], server: int
+) -> None:
+    cast = expr.try_cast("x", "integer", otherwise="-1", server=server)
+
+    assert evaluated(connection, cast, ["7", "seven", None]) == [7, -1, None]
+
+
 def test_a_type_that_an_old_server_cannot_be_asked_about_is_refused() -> None:
     with pytest.raises(dm.DatamigError, match="before PostgreSQL 16 nothing tells whether"):
         expr.try_cast("x", "inet", server=15)
@@ -326,6 +335,42 @@ def test_a_document_that_is_an_array_keeps_the_order_of_its_elements(
     expression = expr.json_elements("x", (), "jsonb_build_object('old', element)")
 
     assert of_documents(connection, expression, values) == [*(doubled(v, ()) for v in values), None]
+
+
+def test_many_changes_of_a_document_are_computed_once_each(
+    connection: psycopg.Connection[Any],
+) -> None:
+    """PostgreSQL puts a subquery into each place that reads it: four for each change, of each."""
+    changes: dict[str | tuple[str, ...], str] = {str(number): "value" for number in range(5)}
+
+    one, five = (
+        connection.execute(f"EXPLAIN SELECT {text} FROM (VALUES (jsonb '{{}}')) AS t (x)".encode())
+        for text in (
+            expr.json_change("x", "number", {"a": "value"}),
+            expr.json_change("x", "number", changes),
+        )
+    )
+
+    assert len(five.fetchall()) <= 5 * len(one.fetchall())
+
+
+def test_codes_change_places_in_a_text_and_in_an_array(
+    connection: psycopg.Connection[Any],
+) -> None:
+    recoded = expr.recode("x", {"a": "b", "b": "a", "it's": "c"})
+    in_array = expr.array_elements("x", expr.recode("element", {"a": "b", "b": "a"}))
+
+    assert evaluated(connection, recoded, ["a", "b", "it's", "A", None]) == [
+        "b",
+        "a",
+        "c",
+        "A",
+        None,
+    ]
+    arrays = [["b", None, "a", "c"], [], None]
+    given = f"SELECT {in_array} FROM unnest(ARRAY[1, 2, 3]) AS n, LATERAL (SELECT CASE n"
+    given += " WHEN 1 THEN '{a,NULL,b,c}'::text[] WHEN 2 THEN '{}' END AS x) AS row ORDER BY n"
+    assert [row[0] for row in connection.execute(given.encode())] == arrays
 
 
 def test_a_key_cannot_move_into_itself() -> None:

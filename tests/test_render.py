@@ -641,7 +641,8 @@ PLAYERS = "write one expression over the columns of players.player, no ';' or co
             Migration("x", backfill("players.player", {"id": "id + 1"})),
             MigrationError,
             "'id' is part of the key by which 'players.player' is walked; fill a new column, and"
-            " make that one the key in a later migration",
+            " make that one the key in a later migration; or put such rows in once more by"
+            " insert_rows(), with their new key, and remove the old by delete_rows()",
         ),
         (
             Migration(

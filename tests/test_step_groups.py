@@ -16,14 +16,17 @@ ENUMS = """
 CREATE SCHEMA "Sales";
 CREATE TYPE "Sales"."Order State" AS ENUM ('new', 'open', 'pending', 'done');
 CREATE TABLE "Sales"."order" (
-    id int PRIMARY KEY, state "Sales"."Order State" NOT NULL DEFAULT 'new');
+    id int PRIMARY KEY, state "Sales"."Order State" NOT NULL DEFAULT 'new',
+    past "Sales"."Order State"[] DEFAULT '{new}');
 CREATE TABLE history (
     order_id int REFERENCES "Sales"."order", at int, state "Sales"."Order State",
     PRIMARY KEY (order_id, at));
 CREATE INDEX by_state ON history (state, at);
 CREATE INDEX done ON "Sales"."order" (id) WHERE state = 'done';
 INSERT INTO "Sales"."order"
-SELECT n, (enum_range(NULL::"Sales"."Order State"))[1 + n % 4] FROM generate_series(1, 40) n;
+SELECT n, (enum_range(NULL::"Sales"."Order State"))[1 + n % 4],
+       (ARRAY['{}', '{pending,new,NULL}', NULL])[1 + n % 3]::"Sales"."Order State"[]
+  FROM generate_series(1, 40) n;
 INSERT INTO history SELECT id, 1, state FROM "Sales"."order";
 INSERT INTO history VALUES (1, 2, NULL)
 """
@@ -36,7 +39,7 @@ def test_an_enum_of_two_tables_gets_other_labels_and_its_old_ones_again(
     before = picture(database)
     rebuilt = dm.rebuild_enum(
         "Sales.Order State",
-        {"Sales.order": "state", "history": "state"},
+        {"Sales.order": ("state", "past[]"), "history": "state"},
         ("draft", "active", "done"),
         mapping={"pending": "active"},
         rename={"new": "draft", "open": "active"},
@@ -44,7 +47,13 @@ def test_an_enum_of_two_tables_gets_other_labels_and_its_old_ones_again(
     with pytest.raises(MigrationError, match="not go with the new type: it names the old one"):
         dm.render(database, dm.Migration("fewer states", rebuilt))
     drop = dm.drop_index("done", "order", schema="Sales")
-    project.add(dm.render(database, dm.Migration("fewer states", drop, rebuilt)))
+    view = 'CREATE VIEW "Sales".by_state AS SELECT state FROM "Sales"."order"'
+    query(database, view)
+    with pytest.raises(MigrationError, match=r"by_state reads 'state' of"):
+        dm.render(database, dm.Migration("fewer states", drop, rebuilt))
+    away = dm.sql('DROP VIEW "Sales".by_state', undo=view)
+    again = dm.sql(view, undo=away.statement)
+    project.add(dm.render(database, dm.Migration("fewer states", drop, away, rebuilt, again)))
 
     ok(project.alembic(database, "upgrade", "head"))
 
@@ -56,6 +65,8 @@ def test_an_enum_of_two_tables_gets_other_labels_and_its_old_ones_again(
         ("done", 10),
     ]
     assert query(database, counts.format("history"))[-1] == (None, 1)
+    past = 'SELECT past::text FROM "Sales"."order" WHERE id IN (1, 3, 5, 41) ORDER BY id'
+    assert query(database, past) == ["{active,draft,NULL}", "{}", None, "{draft}"]
     query(database, 'DELETE FROM "Sales"."order" WHERE id = 41')
     ok(project.alembic(database, "downgrade", "-1"))
     assert picture(database) == before
@@ -101,6 +112,35 @@ def test_values_become_rows_of_a_table_that_theirs_refer_to(
     ok(project.alembic(database, "downgrade", "-1"))
     assert picture(database) == before
     assert path.exists()
+
+
+def test_names_become_unique_one_after_another_beside_those_that_are_there(
+    database: Database, project: AlembicProject
+) -> None:
+    query(
+        database,
+        "CREATE TABLE space (team int, no int, name text, slug text, PRIMARY KEY (team, no));"
+        "INSERT INTO space SELECT team, no, name, slug FROM (VALUES"
+        " (9, 'a', NULL), (8, 'a', NULL), (7, 'a', NULL), (6, 'a-2', NULL), (5, 'b', 'a-3'),"
+        " (4, 'b', NULL), (3, 'b', 'b'), (2, 'a-2', NULL), (1, NULL, NULL)"
+        ") AS row (no, name, slug), unnest(ARRAY[1, 2]) AS team",
+    )
+    before = picture(database)
+    steps = dm.fill_unique(
+        "space", "slug", "name", within=("team",), order="no DESC", key=("team", "no")
+    )
+    project.add(dm.render(database, dm.Migration("slugs", steps)))
+
+    ok(project.alembic(database, "upgrade", "head"))
+
+    slugs = "SELECT no, slug FROM space WHERE team = {} ORDER BY no DESC"
+    assert query(database, slugs.format(1)) == [
+        *[(9, "a"), (8, "a-4"), (7, "a-5"), (6, "a-2"), (5, "a-3")],
+        *[(4, "b-2"), (3, "b"), (2, "a-2-2"), (1, None)],
+    ]
+    assert query(database, slugs.format(2)) == query(database, slugs.format(1))
+    ok(project.alembic(database, "downgrade", "-1"))
+    assert picture(database) == before
 
 
 @pytest.mark.parametrize("further", [0, 100])

@@ -368,7 +368,7 @@ def test_rows_put_in_are_taken_out_unless_edited_or_in_use() -> None:
         "DELETE FROM shop.person\n"
         " USING datamig.kept AS kept\n"
         " WHERE {batch} AND person.id = kept.id\n"
-        "   AND (person.*)::text = (kept.*)::text\n"
+        "   AND to_jsonb(kept.*) || to_jsonb(person.*) = to_jsonb(kept.*)\n"
         "   AND NOT EXISTS (SELECT FROM shop.sale AS child WHERE child.person_id = person.id)"
     )
 
