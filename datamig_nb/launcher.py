@@ -100,16 +100,18 @@ class Launcher:
         return Fork(output, ending)
 
 
-#: By process, since one that is forked from another has its socket, too.
-_launchers: dict[int, Launcher] = {}
+#: By process, since one that is forked from another has its socket, too; and by where Python looks
+#: for modules, which it reads once.
+_launchers: dict[tuple[int, str | None], Launcher] = {}
 
 
 def launcher() -> Launcher:
     """That of this process: started for its first rehearsal, and again where it is gone."""
-    found = _launchers.get(os.getpid())
+    key = os.getpid(), os.environ.get("PYTHONPATH")
+    found = _launchers.get(key)
     if found is not None and found.gone:
         found.close()
         found = None
     if found is None:
-        found = _launchers[os.getpid()] = Launcher()
+        found = _launchers[key] = Launcher()
     return found

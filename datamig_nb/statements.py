@@ -225,28 +225,16 @@ def source(step: InsertRows) -> str:
     return f"(\n{step.select}\n) AS source"
 
 
-def run_once(step: InsertRows, rows: str, place: tuple[str, str]) -> str:
-    """Run the query of the step into a table, for its batches to read.
-
-    ``place`` is the revision and the name of the walk.
-    """
-    keys = ", ".join(map(quote, step.key))
-    walk = f"datamig.run WHERE (revision, step) = ({', '.join(map(literal, place))})"
-    return f"""DO $datamig$
-BEGIN
-    IF EXISTS (SELECT FROM {walk} AND cursor = stop) THEN
-        RETURN;  -- all of them are put in
-    ELSIF EXISTS (SELECT FROM {walk} AND status = 'failed') THEN
-        DROP TABLE IF EXISTS {rows};  -- the row may be repaired where it came from
-    END IF;
-    SET LOCAL row_security = off;  -- rather an error than rows unseen
-    CREATE TABLE IF NOT EXISTS {rows} AS
-    SELECT * FROM {source(step)}
-     ORDER BY {keys};
-    CREATE INDEX IF NOT EXISTS {rows.partition(".")[2]}_key ON {rows} ({keys});
-    ANALYZE {rows};
-END
-$datamig$"""
+def run_once(rows: str, item: str, key: Sequence[str]) -> str:
+    """Put the rows of a FROM item into a table, for batches to find them by a key, given as SQL."""
+    keys = ", ".join(key)
+    order, index = (
+        (f"\n ORDER BY {keys}", f"\nCREATE INDEX ON {rows} ({keys});") if key else ("", "")
+    )
+    return (
+        f"DROP TABLE IF EXISTS {rows};\nCREATE TABLE {rows} AS\n"
+        f"SELECT * FROM {item}{order};{index}\nANALYZE {rows}"
+    )
 
 
 def failing_rows(check: Check, key: Sequence[str]) -> str:

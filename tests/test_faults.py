@@ -25,17 +25,17 @@ from tests.alembic_project import with_settings
 from tests.runs import small_batches
 from tests.scratch import query, scratch_database
 
-#: More than 16 MB, so that its disk can be full; batches of 1,000 rows, one for each question.
-ROWS = 18_000
+#: More than 16 MB, so that its disk can be full; batches of 500 rows, one for each question.
+ROWS = 9_000
 MAKE_ITEMS = f"""
 CREATE TABLE item (
     id integer PRIMARY KEY, title text NOT NULL, price numeric NOT NULL, pad text NOT NULL
 );
-INSERT INTO item SELECT n, 'item ' || n, n * 1.37, repeat(chr(97 + n % 26), 900)
+INSERT INTO item SELECT n, 'item ' || n, n * 1.37, repeat(chr(97 + n % 26), 1800)
   FROM generate_series(1, {ROWS}) AS n;
 ANALYZE item
 """
-SETTINGS = {**small_batches(1_000), "LOCK_TIMEOUT": "300ms"}
+SETTINGS = {**small_batches(500), "LOCK_TIMEOUT": "300ms"}
 
 LOUD = {"loud": "upper(title)"}
 RIGHT = dm.Migration(

@@ -40,3 +40,15 @@ def test_one_that_is_gone_says_what_to_do_and_has_a_successor(tmp_path: Path) ->
     again = launcher().start(NOTHING, tmp_path, {})
     assert again.wait() == 1
     again.close()
+
+
+def test_where_python_shall_look_elsewhere_there_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = launcher()
+
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert launcher() is not before
+
+    monkeypatch.undo()
+    assert launcher() is before

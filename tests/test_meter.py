@@ -17,7 +17,8 @@ from tests.runs import held, wait_until
 from tests.scratch import query
 
 MAKE_ITEMS = """
-CREATE TABLE item (id integer PRIMARY KEY, title text NOT NULL);
+CREATE TABLE item (id integer PRIMARY KEY, title text NOT NULL)
+  WITH (autovacuum_enabled = off); -- or plans would follow from when it came by
 INSERT INTO item SELECT n, 'item ' || n FROM generate_series(1, 20000) AS n;
 ANALYZE item
 """
