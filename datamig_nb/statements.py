@@ -26,7 +26,9 @@ def columns_read(expression: str, columns: Iterable[str], row: str = "") -> tupl
     for match in TOKENS.finditer(expression):
         if (name := folded(match)) is not None:
             is_word = match["plain"] and name in KEYWORDS  # ORDER, where the table is "order"
-            if name == row and not is_word and not _COLUMN_OF.match(expression, match.end()):
+            of_schema = expression[: match.start()].rstrip().endswith(".")  # a table to read from
+            is_row = name == row and not _COLUMN_OF.match(expression, match.end())
+            if is_row and not is_word and not of_schema:
                 return tuple(columns)
             names.add(name)
     return tuple(column for column in columns if column in names)

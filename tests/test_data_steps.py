@@ -33,20 +33,10 @@ from datamig_nb.render import Revision, render
 from datamig_nb.server_setup import binaries
 from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step
 from tests.alembic_project import AlembicProject, Outcome, make_project
+from tests.runs import ok
 from tests.scratch import query, scratch_database, session
 
 SMALL = {"FIRST_BATCH_ROWS": 4, "LEAST_BATCH_ROWS": 4, "MOST_BATCH_ROWS": 4}
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> AlembicProject:
-    """An empty Alembic project."""
-    return make_project(tmp_path / "project")
-
-
-def ok(outcome: Outcome) -> Outcome:
-    assert outcome.code == 0, outcome.log
-    return outcome
 
 
 def up(database: Database, project: AlembicProject, *steps: Step) -> Revision:
