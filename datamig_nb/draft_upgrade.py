@@ -154,10 +154,17 @@ def _backfill(draft: Draft, step: Backfill) -> list[str]:
     lines = _late_checks(draft, step, _earlier(draft, step), name)
     more, bounded = walks.options(step.walk, _hold(draft, step)), step
     if step.using is not None:
-        more["least_rows"] = "JOINED_BATCH_ROWS"
-        if partner := walks.partner(step, draft.catalog.table(step.table).key):
+        partner = walks.partner(step, draft.catalog.table(step.table).key)
+        if partner is not None:
             more["partner"] = python_text(partner)
             bounded = replace(step, on=f"{PARTNER_MARK} AND ({step.on})")
+        if alias := walks.run_once(step):
+            found_by = [quote(walks.parts_of(partner)[1])] if partner is not None else []
+            rows, once = _run_once(draft, step, step.using, found_by)
+            more |= once
+            bounded = replace(bounded, using=f"{rows} AS {alias}")
+        if not (alias and partner):
+            more["least_rows"] = "JOINED_BATCH_ROWS"
     if saved is not None:
         lines.append(f"step({draft.constant('keep values', kept.keep_values(saved))})")
         returning = draft.minimum_server >= kept.RETURNS_OLD
@@ -259,22 +266,26 @@ def _insert(draft: Draft, step: InsertRows) -> list[str]:
         lines.append(f"step({draft.constant('keep values', kept.keep_values(changed))})")
     known = draft.catalog.table(step.table).columns
     numbered = any(c.generated and not c.computed and c.name in columns for c in known)
-    more, read, after = walks.options(step.walk, _hold(draft, step)), step, list[str]()
-    if walks.is_run_once(step):
-        rows = f"datamig.rows_{ID}_{draft.number(step)}"
-        made = draft.constant(
-            f"run the query for {step.table.name}", statements.run_once(step, rows, (ID, name))
-        )
-        lines.append(f"step({made})")
-        after.append(step_line(f"DROP TABLE IF EXISTS {rows}"))
+    more, read = walks.options(step.walk, _hold(draft, step)), step
+    if walks.reads_all(step.select):
+        rows, once = _run_once(draft, step, statements.source(step), [*map(quote, step.key)])
+        more |= once
         read = replace(step, select=f"TABLE {rows}")
     else:
         more["least_rows"] = "JOINED_BATCH_ROWS"
     insert = kept.insert_batch(read, columns, saved, changed, key, overriding=numbered)
     work = draft.constant(f"insert into {step.table.name}", insert)
     more["relation"] = draft.constant(f"source of {step.table.name}", statements.source(read))
-    walk = draft.run(name, step.table, tuple(map(quote, step.key)), work, more)
-    return [*lines, walk, *after]
+    return [*lines, draft.run(name, step.table, tuple(map(quote, step.key)), work, more)]
+
+
+def _run_once(
+    draft: Draft, step: Backfill | InsertRows, item: str, key: Sequence[str]
+) -> tuple[str, dict[str, str]]:
+    """The table that gets the rows of a query before they are walked, and what makes it."""
+    rows = f"datamig.rows_{ID}_{draft.number(step)}"
+    once = draft.constant(f"rows for {step.table.name}", statements.run_once(rows, item, key))
+    return rows, {"rows": python_text(rows), "once": once}
 
 
 def _delete(draft: Draft, step: DeleteRows) -> list[str]:
@@ -290,6 +301,8 @@ def _delete(draft: Draft, step: DeleteRows) -> list[str]:
         left = kept.still_there(part, _not_begun(draft, step))
         more = {"remaining": draft.constant(f"{part.table.name} left", left)}
         more |= walks.options(part.walk, _hold(draft, part))
+        if "select" in statements.names_in(part.where):
+            more["least_rows"] = "JOINED_BATCH_ROWS"
         key = tuple(map(quote, draft.catalog.table(part.table).key)) or ("ctid",)
         lines.append(draft.run(name, part.table, key, work, more))
     return lines + drops

@@ -294,6 +294,7 @@ def json_change(
         ``{("position", "width"): "value * 2"}``.
     """
     result = _plain(document)
+    # OFFSET 0: else PostgreSQL would compute a document anew for each of the four that read it.
     for path, expression in changes.items():
         at = _path(_keys(path))
         new = (
@@ -304,7 +305,7 @@ def json_change(
             f"(SELECT CASE WHEN jsonb_typeof(document #> {at}) = '{kind}'\n"
             f"             THEN jsonb_set(document, {at}, {new})\n"
             f"             ELSE document END\n"
-            f"   FROM (SELECT {result}) AS old (document))"
+            f"   FROM (SELECT {result} OFFSET 0) AS old (document))"
         )
     return result
 

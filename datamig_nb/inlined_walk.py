@@ -114,6 +114,9 @@ LOOP
         key text := {quoted(keys)};  nth_key text := {quoted(nth_key(len(key)))};
         n bigint;  done bigint;  span text;  ending text;  upper text;  statement text;
         state text := '';  began timestamptz := clock_timestamp();  seconds float8;  busy boolean;
+        -- only with once
+        made text := {quoted(more.get("rows", ""))};  -- table that is made for this walk
+        -- end
         -- only with role
         role text := {quoted(more.get("role", "origin"))};
         -- end
@@ -137,6 +140,9 @@ LOOP
         BEGIN
             -- Where the walk ends is fixed before it begins: else writers could make it endless.
             IF run.stop IS NULL THEN
+                -- only with once
+                IF made <> '' THEN EXECUTE {quoted(more.get("once", ""))}; END IF;
+                -- end
                 WITH RECURSIVE tree (id) AS (
                     SELECT to_regclass(run.heap)::oid
                      UNION ALL SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = id
@@ -176,6 +182,9 @@ LOOP
                     EXIT batch;
                 END IF;
                 -- end
+                -- only with once
+                EXIT batch WHEN made <> '' AND run.stop IS NOT NULL;  -- commit what was made
+                -- end
             END IF;
             run.note := 'by ' || key;
 
@@ -194,6 +203,9 @@ LOOP
                     run.page_window := 0;
                     EXIT batch;
                 END IF;
+                -- end
+                -- only with once
+                IF made <> '' THEN EXECUTE 'DROP TABLE IF EXISTS ' || made; END IF;
                 -- end
                 run.status := 'succeeded';
                 run.note := nullif(n, 0) || ' rows written meanwhile are not done';
@@ -301,6 +313,11 @@ LOOP
             run.status := CASE WHEN FOUND THEN 'running' ELSE 'failed' END;
             -- end
             run.error := format('row %s of %s cannot be done: %s', key, run.heap, run.error);
+            -- only with once
+            IF made <> '' AND run.status = 'failed' THEN
+                run.stop := NULL;  -- once the row is repaired, read it again
+            END IF;
+            -- end
             EXIT batch WHEN run.status = 'failed';
         ELSIF state <> '' THEN
             RAISE EXCEPTION USING ERRCODE = state, MESSAGE = run.error;

@@ -225,13 +225,6 @@ def cross_table(
             'give {"child": "parent_id"} with other tables, and orphans "fail" or "leave"',
         )
     above = TableName.parse(parent)
-    for child in children:
-        if TableName.parse(child).name == above.name:
-            raise MigrationError(
-                f"{parent} and {child} have one name, so an expression could not tell their"
-                " columns apart",
-                "write the steps yourself: backfill(…, using='shop.item AS above', on=\"…\")",
-            )
     steps: list[Step] = []
     late: list[Step] = [matches(parent, column, value)]
     for child, reference in children.items():
@@ -240,8 +233,10 @@ def cross_table(
     given = {parent: expression_text(value)}
     for child, reference in children.items():
         own = f"{quote(TableName.parse(child).name)}.{quote(reference)}"
-        found = f"{above.sql} WHERE {quote(above.name)}.{quote(key)} = {own}"
-        given[child] = f"(\n    SELECT {given[parent]}\n      FROM {found}\n)"
+        # in a query of its own, where the names of columns can be the parent's only
+        found = f"SELECT {quote(key)} AS key, {given[parent]} AS value FROM {above.sql}"
+        query = f"SELECT above.value\n      FROM ({found}) AS above\n     WHERE above.key = {own}"
+        given[child] = f"(\n    {query}\n)"
         late.append(_same_in(above, key, TableName.parse(child), reference, column))
     for table, expression in given.items():
         name = TableName.parse(table)

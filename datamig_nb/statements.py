@@ -26,7 +26,9 @@ def columns_read(expression: str, columns: Iterable[str], row: str = "") -> tupl
     for match in TOKENS.finditer(expression):
         if (name := folded(match)) is not None:
             is_word = match["plain"] and name in KEYWORDS  # ORDER, where the table is "order"
-            if name == row and not is_word and not _COLUMN_OF.match(expression, match.end()):
+            of_schema = expression[: match.start()].rstrip().endswith(".")  # a table to read from
+            is_row = name == row and not _COLUMN_OF.match(expression, match.end())
+            if is_row and not is_word and not of_schema:
                 return tuple(columns)
             names.add(name)
     return tuple(column for column in columns if column in names)
@@ -223,28 +225,16 @@ def source(step: InsertRows) -> str:
     return f"(\n{step.select}\n) AS source"
 
 
-def run_once(step: InsertRows, rows: str, place: tuple[str, str]) -> str:
-    """Run the query of the step into a table, for its batches to read.
-
-    ``place`` is the revision and the name of the walk.
-    """
-    keys = ", ".join(map(quote, step.key))
-    walk = f"datamig.run WHERE (revision, step) = ({', '.join(map(literal, place))})"
-    return f"""DO $datamig$
-BEGIN
-    IF EXISTS (SELECT FROM {walk} AND cursor = stop) THEN
-        RETURN;  -- all of them are put in
-    ELSIF EXISTS (SELECT FROM {walk} AND status = 'failed') THEN
-        DROP TABLE IF EXISTS {rows};  -- the row may be repaired where it came from
-    END IF;
-    SET LOCAL row_security = off;  -- rather an error than rows unseen
-    CREATE TABLE IF NOT EXISTS {rows} AS
-    SELECT * FROM {source(step)}
-     ORDER BY {keys};
-    CREATE INDEX IF NOT EXISTS {rows.partition(".")[2]}_key ON {rows} ({keys});
-    ANALYZE {rows};
-END
-$datamig$"""
+def run_once(rows: str, item: str, key: Sequence[str]) -> str:
+    """Put the rows of a FROM item into a table, for batches to find them by a key, given as SQL."""
+    keys = ", ".join(key)
+    order, index = (
+        (f"\n ORDER BY {keys}", f"\nCREATE INDEX ON {rows} ({keys});") if key else ("", "")
+    )
+    return (
+        f"DROP TABLE IF EXISTS {rows};\nCREATE TABLE {rows} AS\n"
+        f"SELECT * FROM {item}{order};{index}\nANALYZE {rows}"
+    )
 
 
 def failing_rows(check: Check, key: Sequence[str]) -> str:

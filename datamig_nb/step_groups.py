@@ -34,7 +34,12 @@ _TEXT = sa.Text()
 
 
 def fill_nulls(
-    table: str, values: Mapping[str, Expression], *, not_null: bool = True, keep: bool = True
+    table: str,
+    values: Mapping[str, Expression],
+    *,
+    not_null: bool = True,
+    keep: bool = True,
+    fire_triggers: bool = True,
 ) -> tuple[Step, ...]:
     """Give rows that have NULL in a column a value there, then make the columns NOT NULL.
 
@@ -48,13 +53,16 @@ def fill_nulls(
         False leaves the columns as they are.
     keep
         Which rows had NULL is kept, so that the downgrade gives it back; False: it does not.
+    fire_triggers
+        As of :func:`backfill`: False leaves ``updated_at`` alone.
     """
     given = expressions("fill_nulls", values)
     filled = {column: f"coalesce({quote(column)}, {text})" for column, text in given.items()}
     where = " OR ".join(f"{quote(column)} IS NULL" for column in given)
     name = TableName.parse(table)
     steps: list[Step] = [back_up(table, *given)] if keep else []
-    steps += [backfill(table, filled, where=where), no_nulls(table, *given)]
+    filling = backfill(table, filled, where=where, fire_triggers=fire_triggers)
+    steps += [filling, no_nulls(table, *given)]
     if not_null:
         steps += [
             alter_column(name.name, column, nullable=False, schema=name.schema) for column in given
@@ -70,17 +78,19 @@ def fill_new_column(
     where: Expression | None = None,
     using: str | None = None,
     on: Expression | None = None,
+    fire_triggers: bool = True,
 ) -> tuple[Step, ...]:
     """Add a column and fill it; where it is ``nullable=False``, it becomes NOT NULL in the end.
 
-    ``expression``, ``where``, ``using`` and ``on`` are those of :func:`backfill`.  Rows that the
+    ``expression`` and what follows it are those of :func:`backfill`.  Rows that the
     application writes later get a value by ``keep_in_step()``, or by a default.
     """
     name, nullable = TableName.parse(table), copy(column)
     nullable.nullable = True
+    given = {column.name: expression}
     steps: list[Step] = [
         add_column(name.name, nullable, schema=name.schema),
-        backfill(table, {column.name: expression}, where=where, using=using, on=on),
+        backfill(table, given, where=where, using=using, on=on, fire_triggers=fire_triggers),
     ]
     if column.nullable is False:
         steps += [

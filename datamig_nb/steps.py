@@ -204,7 +204,9 @@ def backfill(
     using, on
         Another table or a subquery with its alias, and the condition that finds the one row of it
         that belongs to a row: ``using="guide.user AS u", on="u.id = task.user_id"``.  Rows
-        that find none are left alone.
+        that find none are left alone.  A subquery over all rows (GROUP BY, DISTINCT ON, a window)
+        is run once, into a table that the batches join, and once more where rows were written
+        meanwhile.
     on_error
         ``"stop"`` at the first row that cannot be done, naming it; ``"quarantine"`` sets up to
         ``quarantine_limit`` such rows aside in ``datamig.quarantine``.

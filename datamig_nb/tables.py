@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -122,13 +123,14 @@ def read_table(connection: sa.Connection, name: TableName) -> Table:
         known = connection.execute(sa.text(_TABLES)).scalars().all()
         near = [full for full in known if full.split(".", 1)[1] == name.name]
         raise UnknownTableError(str(name), near or difflib.get_close_matches(str(name), known, 3))
-    uniques = connection.execute(sa.text(_UNIQUES), {"oid": found.oid}).all()
+
+    def asked(query: str) -> sa.CursorResult[*tuple[Any, ...]]:
+        return connection.execute(sa.text(query), {"oid": found.oid})
+
+    uniques = asked(_UNIQUES).all()
     return Table(
         name=name,
-        columns=tuple(
-            Column(**row)
-            for row in connection.execute(sa.text(_COLUMNS), {"oid": found.oid}).mappings()
-        ),
+        columns=tuple(Column(**row) for row in asked(_COLUMNS).mappings()),
         key=next((tuple(index.columns) for index in uniques if index.not_null), ()),
         unique=tuple(tuple(index.columns) for index in uniques),
         unique_names=tuple(index.name for index in uniques),
@@ -139,12 +141,10 @@ def read_table(connection: sa.Connection, name: TableName) -> Table:
                 parent=TableName(row.parent_schema, row.parent_table),
                 parent_columns=tuple(row.parent_columns),
             )
-            for row in connection.execute(sa.text(_FOREIGN_KEYS), {"oid": found.oid})
+            for row in asked(_FOREIGN_KEYS)
         ),
-        indexed=frozenset(
-            connection.execute(sa.text(_INDEXED), {"oid": found.oid}).scalars().all()
-        ),
-        sought=frozenset(connection.execute(sa.text(_SOUGHT), {"oid": found.oid}).scalars().all()),
+        indexed=frozenset(asked(_INDEXED).scalars()),
+        sought=frozenset(asked(_SOUGHT).scalars()),
         partitioned=found.partitioned,
         kind=found.kind,
         referenced_by=tuple(
@@ -156,7 +156,7 @@ def read_table(connection: sa.Connection, name: TableName) -> Table:
                 parent_columns=tuple(row.parent_columns),
                 on_delete=row.on_delete,
             )
-            for row in connection.execute(sa.text(_REFERENCES), {"oid": found.oid})
+            for row in asked(_REFERENCES)
         ),
         estimated_rows=found.estimated_rows,
         total_bytes=found.total_bytes,
@@ -229,18 +229,19 @@ SELECT attname::text
  WHERE indrelid = :oid AND indisvalid AND indpred IS NULL
 """
 
-_FOREIGN_KEYS = """
+# Names of a foreign key's columns, here and in the parent, in the order of the key.
+_COLUMNS_OF = """(SELECT array_agg(attname::text ORDER BY place)
+          FROM unnest({}key) WITH ORDINALITY AS part (attnum, place)
+          JOIN pg_attribute ON attrelid = {}relid AND pg_attribute.attnum = part.attnum)"""
+_OWN = f"{_COLUMNS_OF.format('con', 'con')} AS columns"
+_PARENTS = f"{_COLUMNS_OF.format('conf', 'conf')} AS parent_columns"
+
+_FOREIGN_KEYS = f"""
 SELECT conname AS name,
-       (SELECT array_agg(attname::text ORDER BY place)
-          FROM unnest(conkey) WITH ORDINALITY AS part (attnum, place)
-          JOIN pg_attribute ON attrelid = conrelid AND pg_attribute.attnum = part.attnum)
-           AS columns,
+       {_OWN},
        nspname AS parent_schema,
        relname AS parent_table,
-       (SELECT array_agg(attname::text ORDER BY place)
-          FROM unnest(confkey) WITH ORDINALITY AS part (attnum, place)
-          JOIN pg_attribute ON attrelid = confrelid AND pg_attribute.attnum = part.attnum)
-           AS parent_columns
+       {_PARENTS}
   FROM pg_constraint
   JOIN pg_class ON pg_class.oid = confrelid
   JOIN pg_namespace ON pg_namespace.oid = relnamespace
@@ -249,19 +250,13 @@ SELECT conname AS name,
 """
 
 # Those of partitions aside, which belong to that of their table.
-_REFERENCES = """
+_REFERENCES = f"""
 SELECT conname AS name,
        nspname AS child_schema,
        relname AS child_table,
        pg_table_is_visible(pg_class.oid) AS visible,
-       (SELECT array_agg(attname::text ORDER BY place)
-          FROM unnest(conkey) WITH ORDINALITY AS part (attnum, place)
-          JOIN pg_attribute ON attrelid = conrelid AND pg_attribute.attnum = part.attnum)
-           AS columns,
-       (SELECT array_agg(attname::text ORDER BY place)
-          FROM unnest(confkey) WITH ORDINALITY AS part (attnum, place)
-          JOIN pg_attribute ON attrelid = confrelid AND pg_attribute.attnum = part.attnum)
-           AS parent_columns,
+       {_OWN},
+       {_PARENTS},
        CASE confdeltype WHEN 'c' THEN 'CASCADE' WHEN 'n' THEN 'SET NULL'
                         WHEN 'd' THEN 'SET DEFAULT' END AS on_delete
   FROM pg_constraint

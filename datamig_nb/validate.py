@@ -98,8 +98,9 @@ def validate(
     """
     checks = tuple(c for c in migration.checks if not c.before and not _reads_gone(c, migration))
     if not checks:
+        kind = " that can be asked behind it" if migration.checks else ""
         raise MigrationError(
-            f"migration {migration.name!r} has no checks", "add some, such as no_nulls()"
+            f"migration {migration.name!r} has no checks{kind}", "add some, such as no_nulls()"
         )
     with db.read_only("validating", timeout_seconds=timeout_seconds) as connection:
         keys = {

@@ -228,15 +228,15 @@ def partner(step: Backfill, key: Sequence[str]) -> str | None:
     own = (key[0],), (step.table.name, key[0])
     for term in re.split(r"\band\b", step.on, flags=re.IGNORECASE):
         sides = [side.strip() for side in term.split("=")]
-        names = [_column(side) for side in sides]
+        names = [parts_of(side) for side in sides]
         if len(sides) == 2 and all(names):
             others = [side for side, name in zip(sides, names, strict=True) if name not in own]
-            if len(others) == 1 and len(_column(others[0])) == 2:
+            if len(others) == 1 and len(parts_of(others[0])) == 2:
                 return others[0]
     return None
 
 
-def _column(text: str) -> tuple[str, ...]:
+def parts_of(text: str) -> tuple[str, ...]:
     """The parts of a column's name as PostgreSQL stores them; () for any other expression."""
     if not re.fullmatch(r'(\w+|"[^"]+")(\.(\w+|"[^"]+"))?', text):
         return ()
@@ -250,12 +250,27 @@ _OVER_ALL = re.compile(
 )
 
 
-def is_run_once(step: InsertRows) -> bool:
+def reads_all(query: str) -> bool:
     """Whether the query groups, compares or numbers rows, which each batch would do with all.
 
     Besides, numbers that a window gives would not be the same once the application has written.
     """
-    return _OVER_ALL.search(ddl.bare(step.select)) is not None
+    return _OVER_ALL.search(ddl.bare(query)) is not None
+
+
+def run_once(step: Backfill) -> str | None:
+    """The name by which the step joins what is one query over all rows; None for all else."""
+    using, depth = (step.using or "").strip(), 0
+    if step.walk.job is not None or not using.startswith("(") or not reads_all(using):
+        return None
+    for match in re.finditer(r"[()]", ddl.bare(using)):
+        depth += 1 if match[0] == "(" else -1
+        if depth == 0:
+            name = re.fullmatch(
+                r'\s*(?:as\s)?\s*(\w+|"[^"]+")', using[match.end() :], re.IGNORECASE
+            )
+            return None if name is None else name[1]
+    return None
 
 
 def options(walk: Walk, hold: str | None) -> dict[str, str]:

@@ -29,6 +29,7 @@ from datamig_nb.server_setup import binaries
 from datamig_nb.steps import backfill
 from datamig_nb.watch import Runs, cancel, pause, resume, runs
 from tests.alembic_project import AlembicProject, Outcome, make_project
+from tests.runs import ok, wait_until
 from tests.scratch import query, session
 
 ROWS, BATCH = 600, 20
@@ -99,18 +100,6 @@ def closed_gate(database: Database) -> Generator[Callable[[], None]]:
             holder.execute("SELECT pg_advisory_unlock(7)")
 
         yield open_gate
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 6) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
-
-
-def ok(outcome: Outcome) -> Outcome:
-    assert outcome.code == 0, outcome.log
-    return outcome
 
 
 def at_gate(database: Database) -> bool:

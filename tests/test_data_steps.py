@@ -33,20 +33,10 @@ from datamig_nb.render import Revision, render
 from datamig_nb.server_setup import binaries
 from datamig_nb.steps import back_up, backfill, delete_rows, insert_rows, keep_in_step
 from tests.alembic_project import AlembicProject, Outcome, make_project
+from tests.runs import ok
 from tests.scratch import query, scratch_database, session
 
 SMALL = {"FIRST_BATCH_ROWS": 4, "LEAST_BATCH_ROWS": 4, "MOST_BATCH_ROWS": 4}
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> AlembicProject:
-    """An empty Alembic project."""
-    return make_project(tmp_path / "project")
-
-
-def ok(outcome: Outcome) -> Outcome:
-    assert outcome.code == 0, outcome.log
-    return outcome
 
 
 def up(database: Database, project: AlembicProject, *steps: Step) -> Revision:
@@ -910,6 +900,29 @@ def test_a_query_over_all_rows_is_run_again_once_a_row_of_it_is_repaired(
     ok(project.alembic(shop, "upgrade", "head"))
 
     assert query(shop, "SELECT * FROM crowd ORDER BY 1") == [(0, 2), (1, 2), (2, 2)]
+
+
+def test_a_partner_made_of_all_rows_is_made_once_and_again_where_rows_were_written_meanwhile(
+    shop: Database, project: AlembicProject
+) -> None:
+    query(
+        shop,
+        "CREATE FUNCTION write() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        "    UPDATE sale SET amount = 500 WHERE person_id = 2; RETURN NULL; END $$;"
+        "CREATE TRIGGER write AFTER UPDATE ON person EXECUTE FUNCTION write()",
+    )
+    sums = "SELECT person_id, sum(amount) AS sum FROM sale GROUP BY person_id"
+    step = backfill(
+        "person", {"total": "s.sum"}, using=f"({sums}) AS s", on="s.person_id = person.id"
+    )
+
+    up(shop, project, new("person", "total", sa.Numeric()), step)
+
+    found = query(shop, f"SELECT id, total, sum FROM person JOIN ({sums}) AS s ON person_id = id")
+    assert len(found) == 9
+    assert all(total == sum for _, total, sum in found)
+    assert walks(shop) == {"fill total": ("succeeded", 18, 10)}
+    assert left_behind(shop) == []
 
 
 def test_a_row_that_is_there_already_stops_the_insert_and_is_named(

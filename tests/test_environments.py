@@ -21,8 +21,9 @@ from datamig_nb.migration import Migration
 from datamig_nb.operations import add_column, alter_column, create_check_constraint
 from datamig_nb.render import render
 from datamig_nb.steps import backfill, keep_in_step
-from tests.alembic_project import AlembicProject, Outcome, make_project
+from tests.alembic_project import AlembicProject, make_project
 from tests.pooler import PGBOUNCER, pooled
+from tests.runs import ok
 from tests.scratch import query, session
 
 ROWS = 5_000
@@ -79,11 +80,6 @@ def shop(database: Database) -> Database:
 def by(driver: str, database: Database) -> Database:
     """The same database as env.py reaches it by a driver."""
     return Database(url=database.url.set(drivername=DRIVERS[driver][1]), version=database.version)
-
-
-def ok(outcome: Outcome) -> Outcome:
-    assert outcome.code == 0, outcome.log
-    return outcome
 
 
 def versions(database: Database, table: str = "public.alembic_version") -> list[str]:

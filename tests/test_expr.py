@@ -337,6 +337,23 @@ def test_a_document_that_is_an_array_keeps_the_order_of_its_elements(
     assert of_documents(connection, expression, values) == [*(doubled(v, ()) for v in values), None]
 
 
+def test_many_changes_of_a_document_are_computed_once_each(
+    connection: psycopg.Connection[Any],
+) -> None:
+    """PostgreSQL puts a subquery into each place that reads it: four for each change, of each."""
+    changes: dict[str | tuple[str, ...], str] = {str(number): "value" for number in range(5)}
+
+    one, five = (
+        connection.execute(f"EXPLAIN SELECT {text} FROM (VALUES (jsonb '{{}}')) AS t (x)".encode())
+        for text in (
+            expr.json_change("x", "number", {"a": "value"}),
+            expr.json_change("x", "number", changes),
+        )
+    )
+
+    assert len(five.fetchall()) <= 5 * len(one.fetchall())
+
+
 def test_codes_change_places_in_a_text_and_in_an_array(
     connection: psycopg.Connection[Any],
 ) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from datamig_nb.database import Database
-from tests.alembic_project import AlembicProject, Outcome, make_project
+from tests.alembic_project import AlembicProject
+from tests.runs import ok
 from tests.scratch import query, session
 from tests.transform_revision import HandWritten, call, transform_revision, with_tables
 
@@ -37,28 +36,12 @@ WHAT = {"key": ("id",), "reads": ("old",), "writes": ("new",), "checksum": "dige
 # ---------------------------------------------------------------- helpers
 
 
-def ok(outcome: Outcome) -> Outcome:
-    assert outcome.code == 0, outcome.log
-    return outcome
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
-
-
 def clean(value: str | None) -> str | None:
     return None if value is None else value.strip().lower().replace("  ", " ")
 
 
 def cleaning(**how: object) -> HandWritten:
     return transform_revision(call("clean", "large", clean, **WHAT, **how), functions=(clean,))
-
-
-def scanned(database: Database) -> int:
-    return query(database, "SELECT coalesce(sum(scanned), 0)::int FROM datamig.run")[0]
 
 
 def statuses(database: Database) -> set[str]:
@@ -73,12 +56,6 @@ def sessions(database: Database) -> int:
         f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{name}'"
         " AND pid <> pg_backend_pid() AND backend_type = 'client backend'",
     )[0]
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> AlembicProject:
-    """An empty Alembic project."""
-    return make_project(tmp_path / "project")
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ from datamig_nb.rehearse import rehearse
 from datamig_nb.render import render
 from datamig_nb.server import ensure_server
 from datamig_nb.vetted import verify
-from tests.alembic_project import AlembicProject, Outcome, make_project
+from tests.alembic_project import AlembicProject, make_project
+from tests.runs import ok, version
 from tests.scratch import query, session
 from tests.second_server import DEBIANS, running
 
@@ -124,11 +125,6 @@ def schema(database: Database) -> str:
     return re.sub(r"^\\(un)?restrict .*$", "", dump.stdout, flags=re.MULTILINE)
 
 
-def version(database: Database) -> list[str]:
-    """What Alembic believes."""
-    return query(database, "SELECT version_num FROM alembic_version")
-
-
 @dataclass(frozen=True)
 class State:
     """All that a migration may not change: the schema and the values of the columns there were."""
@@ -147,11 +143,6 @@ def exported(database: Database, migration: Migration, directory: Path) -> Alemb
     assert rehearsal.passed, rehearsal.summary
     verify(export(rehearsal).path)
     return project
-
-
-def ok(outcome: Outcome) -> Outcome:
-    assert outcome.code == 0, outcome.log
-    return outcome
 
 
 def go_up_down_up(

@@ -16,8 +16,10 @@ import datamig_nb as dm
 from datamig_nb.database import Database
 from datamig_nb.errors import MigrationError
 from tests.alembic_project import AlembicProject
+from tests.cases.harness import picture
 from tests.journeys import down, stopped, up
 from tests.row_functions import tidy
+from tests.runs import ok
 from tests.scratch import query
 
 NORMAL = "lower(btrim(email, E' \\t'))"
@@ -185,9 +187,28 @@ def test_children_get_the_value_of_their_parent_and_orphans_stay_as_many(
     down(guide, project, before)
 
 
-def test_parent_and_child_of_one_name_are_refused() -> None:
-    with pytest.raises(MigrationError, match=r"^a\.item and b\.item have one name, so"):
-        dm.cross_table("a.item", {"b.item": "item_id"}, column="word", value="upper(code)")
+def test_a_parent_and_a_child_of_one_name_are_told_apart(
+    database: Database, project: AlembicProject
+) -> None:
+    query(
+        database,
+        "CREATE SCHEMA a; CREATE SCHEMA b; CREATE TABLE a.item (id int PRIMARY KEY, code text);"
+        "CREATE TABLE b.item (id int PRIMARY KEY, item_id int REFERENCES a.item, code text);"
+        "INSERT INTO a.item VALUES (1, 'x'), (2, 'y');"
+        "INSERT INTO b.item VALUES (1, 2, 'p'), (2, 1, 'q'), (3, NULL, 'r')",
+    )
+    children, value = {"b.item": "item_id"}, "upper(item.code)"
+    migration = dm.cross_table("a.item", children, column="word", value=value)
+    before = picture(database)
+    project.add(dm.render(database, migration))
+    ok(project.alembic(database, "upgrade", "head"))
+
+    query(database, "INSERT INTO b.item (id, item_id, code) VALUES (4, 2, 's')")
+    words = query(database, "SELECT word FROM b.item ORDER BY id")
+    assert words == ["Y", "X", None, "Y"]
+    query(database, "DELETE FROM b.item WHERE id = 4")
+    ok(project.alembic(database, "downgrade", "-1"))
+    assert picture(database) == before
 
 
 @pytest.mark.parametrize(

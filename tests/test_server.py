@@ -27,6 +27,7 @@ from datamig_nb.errors import MissingExtraError, ServerStartError
 from datamig_nb.server import Server, data_home, ensure_server, stop_server
 from datamig_nb.server_setup import binaries
 from datamig_nb.supervisor import find_postmaster, serves, try_lock, watch
+from tests.runs import wait_until
 
 ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not ROOT, reason="only root can act as a second user")
@@ -60,13 +61,6 @@ def query(url: str, statement: str) -> object:
         cursor = connection.execute(statement.encode())
         row = cursor.fetchone() if cursor.description else None
     return row and row[0]
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def postmaster_pid(home: Path) -> int | None:

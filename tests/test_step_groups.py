@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import sqlalchemy as sa
 
 import datamig_nb as dm
 from datamig_nb.database import Database
@@ -123,13 +124,20 @@ def test_names_become_unique_one_after_another_beside_those_that_are_there(
         "INSERT INTO space SELECT team, no, name, slug FROM (VALUES"
         " (9, 'a', NULL), (8, 'a', NULL), (7, 'a', NULL), (6, 'a-2', NULL), (5, 'b', 'a-3'),"
         " (4, 'b', NULL), (3, 'b', 'b'), (2, 'a-2', NULL), (1, NULL, NULL)"
-        ") AS row (no, name, slug), unnest(ARRAY[1, 2]) AS team",
+        ") AS row (no, name, slug), unnest(ARRAY[1, 2]) AS team;"
+        "CREATE FUNCTION cry() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'fired'; END $$;"
+        "CREATE TRIGGER loud BEFORE UPDATE ON space FOR EACH ROW WHEN (OLD.slug = NEW.slug)"
+        " EXECUTE FUNCTION cry()",
     )
     before = picture(database)
     steps = dm.fill_unique(
         "space", "slug", "name", within=("team",), order="no DESC", key=("team", "no")
     )
-    project.add(dm.render(database, dm.Migration("slugs", steps)))
+    size = sa.Column("size", sa.Integer())
+    quiet = dm.fill_new_column("space", size, "length(name)", fire_triggers=False)
+    nulls = dm.fill_nulls("space", {"name": "'?'"}, fire_triggers=False)
+    project.add(dm.render(database, dm.Migration("slugs", steps, quiet, nulls)))
 
     ok(project.alembic(database, "upgrade", "head"))
 

@@ -6,12 +6,12 @@ import random
 import signal
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from datamig_nb.database import Database
-from tests.alembic_project import AlembicProject, make_project
+from tests.alembic_project import AlembicProject
+from tests.runs import ok, scanned, wait_until
 from tests.scratch import query, session
 from tests.test_inlined_transform import (
     MAKE,
@@ -23,21 +23,12 @@ from tests.test_inlined_transform import (
     WHAT,
     WRONG,
     cleaning,
-    ok,
-    scanned,
     sessions,
     use_driver,
-    wait_until,
 )
 from tests.transform_revision import HandWritten, call, transform_revision, with_tables
 
 HOWS = pytest.mark.parametrize("how", [{}, THREADS, PROCESSES], ids=["one", "threads", "processes"])
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> AlembicProject:
-    """An empty Alembic project."""
-    return make_project(tmp_path / "project")
 
 
 @pytest.fixture

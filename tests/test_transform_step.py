@@ -7,7 +7,6 @@ import re
 import signal
 import time
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +28,8 @@ from datamig_nb.transforms import transform
 from datamig_nb.validate import validate
 from datamig_nb.watch import cancel, pause, resume, runs
 from datamig_nb.wrapping import with_backup
-from tests.alembic_project import AlembicProject, Outcome, make_project
+from tests.alembic_project import AlembicProject
+from tests.runs import ok, scanned, wait_until
 from tests.scratch import query
 
 ROWS = 10_000
@@ -70,30 +70,6 @@ def bulk(**how: object) -> Migration:
 
 def same(value: object) -> object:
     return value
-
-
-def ok(outcome: Outcome) -> Outcome:
-    assert outcome.code == 0, outcome.log
-    return outcome
-
-
-def scanned(database: Database) -> int:
-    if query(database, "SELECT to_regclass('datamig.run') IS NULL")[0]:
-        return 0
-    return query(database, "SELECT coalesce(sum(scanned), 0)::int FROM datamig.run")[0]
-
-
-def wait_until_scanned(database: Database, rows: float) -> None:
-    deadline = time.monotonic() + 30
-    while scanned(database) <= rows:
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> AlembicProject:
-    """An empty Alembic project."""
-    return make_project(tmp_path / "project")
 
 
 @pytest.fixture
@@ -206,7 +182,7 @@ def test_what_a_function_overwrites_comes_back_where_nobody_edited_it_since(
     project.add(render(database, with_backup(Migration("Double", step))), SMALL)
 
     with project.start(database, "upgrade", "head") as running:
-        wait_until_scanned(database, 1000)
+        wait_until(lambda: scanned(database) > 1000)
         running.kill(signal.SIGKILL)
     done = """SELECT n FROM "Item" WHERE note ? 'was' ORDER BY n"""
     written, edited = query(database, done)[:2]
@@ -236,7 +212,7 @@ def test_killed_twice_it_ends_as_if_it_had_never_been(
     project.add(render(large, bulk(processes=processes)), {**SMALL, "PARTED_PAGES": 1})
     for share in (0.2, 0.5):
         with project.start(large, "upgrade", "head") as running:
-            wait_until_scanned(large, ROWS * share)
+            wait_until(lambda enough=ROWS * share: scanned(large) > enough)
             running.kill(signal.SIGKILL)
             assert running.end().code == -signal.SIGKILL
     assert scanned(large) < ROWS
@@ -251,14 +227,14 @@ def test_pause_resume_and_cancel_are_obeyed(large: Database, project: AlembicPro
     revision = render(large, bulk())
     project.add(revision, {**SMALL, "PARTED_PAGES": 1})
     with project.start(large, "upgrade", "head") as running:
-        wait_until_scanned(large, ROWS / 5)
+        wait_until(lambda: scanned(large) > ROWS / 5)
         pause(large, revision.id)
         before = scanned(large)
         time.sleep(1.2)
         rested = scanned(large)
         said = {state.status for state in runs(large, revision.id).states}
         resume(large, revision.id)
-        wait_until_scanned(large, before)
+        wait_until(lambda: scanned(large) > before)
         cancel(large, revision.id)
         stopped = running.end()
 
@@ -274,7 +250,7 @@ def test_rows_that_others_write_meanwhile_are_computed_too(
 ) -> None:
     project.add(render(large, bulk()), {**SMALL, "PARTED_PAGES": 1})
     with project.start(large, "upgrade", "head") as running:
-        wait_until_scanned(large, ROWS / 2)
+        wait_until(lambda: scanned(large) > ROWS / 2)
         for id in (1, 5_000, 9_999):
             query(large, f"UPDATE large_table SET old_data_field = ' New  {id} ' WHERE id = {id}")
         query(large, f"INSERT INTO large_table VALUES (0, ' Late ', ''), ({ROWS + 1}, ' Z ', '')")
