@@ -301,6 +301,8 @@ def _delete(draft: Draft, step: DeleteRows) -> list[str]:
         left = kept.still_there(part, _not_begun(draft, step))
         more = {"remaining": draft.constant(f"{part.table.name} left", left)}
         more |= walks.options(part.walk, _hold(draft, part))
+        if "select" in statements.names_in(part.where):
+            more["least_rows"] = "JOINED_BATCH_ROWS"
         key = tuple(map(quote, draft.catalog.table(part.table).key)) or ("ctid",)
         lines.append(draft.run(name, part.table, key, work, more))
     return lines + drops

@@ -30,7 +30,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
+        time.sleep(0.01)
 
 
 def ok(outcome: Outcome) -> Outcome:
@@ -47,9 +47,11 @@ def version(database: Database) -> list[str]:
 
 def scanned(database: Database) -> int:
     """Rows that the walks noted so far."""
-    there = query(database, "SELECT to_regclass('datamig.run') IS NOT NULL") == [True]
     total = "SELECT coalesce(sum(scanned), 0)::int FROM datamig.run"
-    return query(database, total)[0] if there else 0
+    with session(database) as connection:
+        there = connection.execute("SELECT to_regclass('datamig.run') IS NOT NULL").fetchone()
+        found = connection.execute(total).fetchone() if there == (True,) else None
+    return found[0] if found else 0
 
 
 def walks(database: Database) -> list[Any]:

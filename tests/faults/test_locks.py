@@ -76,9 +76,10 @@ def test_a_lock_on_the_whole_table_makes_the_walk_wait_and_look_again(
     project.add(sized(items), {**SMALL, "LOCK_TIMEOUT": "100ms"})
     set_gate(items, "item")
     open_gate(items, ROWS // 2)
+    batch = "SELECT 1 FROM pg_locks WHERE mode = 'RowExclusiveLock' AND relation = 'item'::regclass"
     waiting = "SELECT 1 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted"
     with session(items) as other, project.start(items, "upgrade", "head") as running:
-        wait_until(lambda: scanned(items) >= ROWS // 2)
+        wait_until(lambda: scanned(items) >= ROWS // 2 and query(items, batch))
         other.execute("BEGIN")
         thread = threading.Thread(target=other.execute, args=[b"LOCK item"])
         thread.start()
