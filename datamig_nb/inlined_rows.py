@@ -13,11 +13,12 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 from datamig_nb.inlined import transaction
 from datamig_nb.inlined_batches import begin
-from datamig_nb.inlined_sql import LOCK_TIMEOUT, PASSES, execute, quoted, revision
+from datamig_nb.inlined_sql import LOCK_TIMEOUT, execute, quoted, revision
 from datamig_nb.inlined_values import Kind, reader, text_expression, writer
 
 PARTED_PAGES = 64  # of the smallest table that several work on
 SAMPLED_PAGES = 300  # to find where a table is parted
+TRANSFORM_PASSES = 4  # over the rows that are read at once
 
 
 Texts: TypeAlias = "list[Sequence[str | None]]"  # one for each column
@@ -167,7 +168,7 @@ def read_window(bind: Any, job: Job, after: str | None, stop: str | None, rows: 
     gathered += [f"string_agg({name}, '{MARKS['end']}')" for name in names]
     found = execute(
         f"SELECT count(*), {', '.join(gathered)} FROM (SELECT {', '.join(IDENTITY)},"
-        f" row_number() OVER (ORDER BY {keys}) % {PASSES} AS datamig_pass,"
+        f" row_number() OVER (ORDER BY {keys}) % {TRANSFORM_PASSES} AS datamig_pass,"
         f" ({job.where}) AS datamig_meant{values} FROM {job.table}"
         f" WHERE {in_range(job, after, last or stop)}) AS rows GROUP BY datamig_pass",
         bind,

@@ -26,6 +26,7 @@ from datamig_nb.inlined_batches import progress
 from datamig_nb.inlined_rows import (
     IDENTITY,
     MARKS,
+    TRANSFORM_PASSES,
     Batch,
     Job,
     Texts,
@@ -41,7 +42,7 @@ from datamig_nb.inlined_rows import (
     written_by_others,
     written_since,
 )
-from datamig_nb.inlined_sql import ATTEMPTS, PASSES, execute, quoted, revision
+from datamig_nb.inlined_sql import ATTEMPTS, execute, quoted, revision
 from datamig_nb.inlined_walk import this_run
 
 TRANSFORM_SECONDS = 0.5  # what a batch that Python computes should take: writers may have to wait
@@ -219,7 +220,7 @@ def walk_part(bind: Any, job: Job, part: int, ended: Event) -> None:
 
 
 def one_window(bind: Any, job: Job, part: int, most: int, failed: BaseException | None) -> str:
-    """Read rows once, then compute and write every PASSES-th of them, PASSES times.
+    """Read rows once, then compute and write a share of them at a time, in TRANSFORM_PASSES shares.
 
     So a batch finds room where the one before it left dead rows.  While Python computes, there is
     no transaction, which would hold row locks and keep dead rows.
@@ -240,7 +241,7 @@ def one_window(bind: Any, job: Job, part: int, most: int, failed: BaseException 
         if run.status != "running":
             return str(run.status)
         rows = min(run.batch_rows, MOST_TRANSFORM_ROWS)
-        window = read_window(bind, job, run.after, run.stop, min(PASSES * rows, most))
+        window = read_window(bind, job, run.after, run.stop, min(TRANSFORM_PASSES * rows, most))
     unmoved = (
         f"status = 'running' AND coalesce(cursor, '') = {quoted(run.cursor)}"
         f" AND ({job.files}) = {quoted(run.files)}"
