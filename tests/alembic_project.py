@@ -73,6 +73,9 @@ import json, os, signal, sys, traceback
 import {PRELOADED}
 from alembic.config import main
 
+# A revision that a test writes again in the same second would be taken for the one before it.
+sys.dont_write_bytecode = True
+
 def run(order):
     os.chdir(order["directory"])
     os.environ.clear()
