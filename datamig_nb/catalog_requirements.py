@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import sqlalchemy as sa
 from alembic.operations import ops
 
@@ -85,10 +83,6 @@ def _require_expression(
 _RECORD = 2249  # the type oid of a row of several values
 
 
-def _set_by(step: Backfill | KeepInStep | Transform) -> Collection[str]:
-    return step.columns if isinstance(step, Transform) else step.assign
-
-
 def _require_columns(
     step: Backfill | KeepInStep | Transform, catalog: Catalog, migration: Migration
 ) -> None:
@@ -98,7 +92,7 @@ def _require_columns(
         if isinstance(other, ops.AlterColumnOp)
         and isinstance(other.existing_server_default, sa.Identity)
     }
-    for column in _set_by(step):
+    for column in step.columns:
         known = _require_column(step.table, column, catalog)
         if known is not None and known.generated and (step.table, column) not in no_identities:
             raise MigrationError(
@@ -123,7 +117,7 @@ def _require_repeatable(step: KeepInStep, catalog: Catalog) -> None:
 
 
 def _require_steady_key(step: Backfill | Transform, catalog: Catalog) -> None:
-    moved = [column for column in catalog.table(step.table).key if column in _set_by(step)]
+    moved = [column for column in catalog.table(step.table).key if column in step.columns]
     if moved:
         raise MigrationError(
             f"{moved[0]!r} is part of the key by which {str(step.table)!r} is walked",

@@ -165,8 +165,8 @@ def _backfill(draft: Draft, step: Backfill) -> list[str]:
             bounded = replace(bounded, using=f"{rows} AS {alias}")
         if not (alias and partner):
             more["least_rows"] = "JOINED_BATCH_ROWS"
+    lines += _keep_values(draft, saved)
     if saved is not None:
-        lines.append(f"step({draft.constant('keep values', kept.keep_values(saved))})")
         returning = draft.minimum_server >= kept.RETURNS_OLD
         keeping = kept.update_batch_returning if returning else kept.update_batch_keeping
         update = keeping(bounded, expressions, plan.guard, saved)
@@ -217,9 +217,9 @@ def _transform(draft: Draft, step: Transform) -> list[str]:
         arguments.append("computes=by_series")
     if step.quarantine_rows is not None:
         arguments += ["set_aside=set_aside", f"quarantine_rows={step.quarantine_rows}"]
-    lines, saved = list[str](), draft.saved(step)
+    saved = draft.saved(step)
+    lines = _keep_values(draft, saved)
     if saved is not None:
-        lines.append(f"step({draft.constant('keep values', kept.keep_values(saved))})")
         arguments.append(f"update={draft.constant('update', kept.update_computed(saved))}")
     checks = [f"require({draft.check(*draft.failing(c))})" for c in checksum_checks(step)]
     return [*lines, f"transform({', '.join(arguments)})", *checks]
@@ -256,14 +256,19 @@ def _keep_rows(draft: Draft, table: TableName, saved: str | None) -> list[str]:
     return [f"step({draft.constant('keep rows', kept.keep_rows(table, saved))})"]
 
 
+def _keep_values(draft: Draft, saved: kept.Kept | None) -> list[str]:
+    if saved is None:
+        return []
+    return [f"step({draft.constant('keep values', kept.keep_values(saved))})"]
+
+
 def _insert(draft: Draft, step: InsertRows) -> list[str]:
     columns, key = draft.catalog.selected[step.select], draft.catalog.table(step.table).key
     saved, changed, name = draft.kept_rows(step), draft.changed(step), draft.walk_name(step)
     assert saved is not None
     lines = _late_checks(draft, step, _earlier(draft, step), name)
     lines += _keep_rows(draft, step.table, saved)
-    if changed is not None:
-        lines.append(f"step({draft.constant('keep values', kept.keep_values(changed))})")
+    lines += _keep_values(draft, changed)
     known = draft.catalog.table(step.table).columns
     numbered = any(c.generated and not c.computed and c.name in columns for c in known)
     more, read = walks.options(step.walk, _hold(draft, step)), step

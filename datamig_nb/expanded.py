@@ -117,12 +117,12 @@ def _require_types_as_they_are(step: Step, earlier: Iterable[Step]) -> None:
         return
     texts = () if isinstance(step, BackUp | KeepInStep | Transform) else step.texts
     if isinstance(step, Transform):
-        texts = (*step.reads, *step.columns, step.where or "")
+        texts = (*step.reads, step.where or "")
     elif isinstance(step, KeepInStep):
         texts = tuple(step.assign.values())
     names = names_in("\n".join(texts)) | {step.table.name}
-    names |= {*step.columns} if isinstance(step, BackUp) else set[str]()
-    names |= {*step.assign} if isinstance(step, Backfill | KeepInStep) else set[str]()
+    written = isinstance(step, BackUp | Backfill | KeepInStep | Transform)
+    names |= {*step.columns} if written else set[str]()
     for swap in (other for other in earlier if isinstance(other, Swap)):
         for each in swap.columns:
             if {each.column, each.table.name} <= names:

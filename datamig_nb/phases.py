@@ -157,7 +157,7 @@ def _names(step: Step, found: Found) -> frozenset[str]:
     """What a step names: tables, columns, functions, types."""
     match step:
         case Backfill() | InsertRows() | DeleteRows():
-            set_here = step.assign if isinstance(step, Backfill) else ()
+            set_here = step.columns if isinstance(step, Backfill) else ()
             return names_in("\n".join(step.texts)) | {step.table.name, *set_here}
         case Transform():
             read = names_in("\n".join((*step.reads, step.where or "")))
@@ -210,9 +210,7 @@ def _writes(step: Step, table: TableName, names: Collection[str]) -> bool:
             return step.table == table
         case DeleteRows():
             return step.table == table or step.table.name in names
-        case Backfill():
-            return step.table == table and bool({*step.assign} & {*names})
-        case Transform():
+        case Backfill() | Transform():
             return step.table == table and bool({*step.columns} & {*names})
         case _:
             return False

@@ -149,6 +149,11 @@ class KeepInStep:
     #: Column to set -> SQL expression over the new row.
     assign: Mapping[str, str]
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that are written."""
+        return tuple(self.assign)
+
     def __str__(self) -> str:
         return f"keep {listed(self.assign)} of {self.table} in step with a trigger"
 
